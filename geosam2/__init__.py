@@ -22,7 +22,6 @@ _EXPORTS = {
     "segment": "geosam2.api",
     "segment_everything": "geosam2.everything",
     "pan": "geosam2.propagate",
-    "track": "geosam2.track",
     "write": "geosam2.export",
     "GeoSAM2Error": "geosam2.errors",
 }
