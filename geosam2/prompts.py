@@ -1,0 +1,495 @@
+"""Prompts in map coordinates, and the one place where map becomes network pixels.
+
+Conventions: (0, 0) is the top-left corner of the top-left pixel. The network counts pixel *centres*
+and its prompt encoder adds the half pixel back, so half a pixel is taken off here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+import shapely.ops
+from numpy.typing import NDArray
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError, ProjError
+
+from geosam2.errors import PromptError
+
+if TYPE_CHECKING:
+    from geosam2_model import Prompts
+
+    from geosam2.scene import Frame, Scene
+
+Point = tuple[float, float]
+Bounds = tuple[float, float, float, float]
+
+MASK_LOGIT = 8.0
+"""Logit that a drawn mask has inside (and minus that outside) when it is shown to the network."""
+
+MASK_STEP = 4
+"""Network pixels per cell of a mask prompt."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a person points at: points, a box or a drawn mask, in map coordinates.
+
+    >>> Prompt(points=[(85.52, 27.63)], crs="EPSG:4326").labels
+    (1,)
+    """
+
+    points: tuple[Point, ...] = ()
+    """(x, y) in `crs`; x is easting or longitude, whatever the CRS's official axis order."""
+    labels: tuple[int, ...] = ()
+    """1 = foreground, 0 = background, one a point; empty = all foreground."""
+    box: Bounds | None = None
+    """(left, bottom, right, top) in `crs`."""
+    mask: shapely.Geometry | None = None
+    """A polygon or multipolygon in `crs` that roughly covers the object."""
+    crs: CRS | None = None
+    """Anything that `CRS.from_user_input` takes; None = the scene's own CRS."""
+    object_id: int = 1
+    """Number of the object; it becomes the `id` column."""
+
+    def __post_init__(self) -> None:
+        set_ = functools.partial(object.__setattr__, self)
+        set_("points", tuple((float(x), float(y)) for x, y in self.points))
+        set_("labels", tuple(int(v) for v in self.labels) or (1,) * len(self.points))
+        set_("crs", _crs(self.crs))
+        if self.box is not None:
+            left, bottom, right, top = (float(v) for v in self.box)
+            set_("box", (left, bottom, right, top))
+        self._check()
+
+    def _check(self) -> None:
+        if not self.points and self.box is None and self.mask is None:
+            raise PromptError("prompt has no point, no box and no mask: give at least one of them")
+        if len(self.points) != len(self.labels):
+            raise PromptError(
+                f"{len(self.points)} points but {len(self.labels)} labels: give one label (1 or 0) "
+                "for each point, or none at all"
+            )
+        if bad := set(self.labels) - {0, 1}:
+            raise PromptError(f"label {bad.pop()}: use 1 for foreground and 0 for background")
+        if not all(math.isfinite(v) for point in self.points for v in point):
+            raise PromptError(f"prompt {self.points} is not finite: give numbers in map units")
+        if self.box is not None:
+            _check_box(self.box)
+        if self.mask is not None and (self.mask.is_empty or self.mask.area == 0):
+            raise PromptError("mask prompt is empty: give a polygon with an area")
+        if self.box is None and self.mask is None and 1 not in self.labels:
+            raise PromptError("every point is background: give at least one point on the object")
+
+    @property
+    def anchor(self) -> Point:
+        """(x, y) of the place on the object where segmenting starts."""
+        if 1 in self.labels:
+            return self.points[self.labels.index(1)]
+        if self.box is not None:
+            left, bottom, right, top = self.box
+            return (left + right) / 2, (bottom + top) / 2
+        assert self.mask is not None
+        inner = self.mask.representative_point()
+        return float(inner.x), float(inner.y)
+
+    @property
+    def bounds(self) -> Bounds:
+        """(left, bottom, right, top) around everything in the prompt."""
+        corners = list(self.points)
+        for part in (self.box, self.mask.bounds if self.mask is not None else None):
+            if part is not None:
+                corners += [(part[0], part[1]), (part[2], part[3])]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def to_crs(self, crs: Any) -> Prompt:
+        """The same prompt in another CRS; the box becomes the bounds of the warped box.
+
+        Raises:
+            PromptError: If a coordinate has no place in the other CRS.
+        """
+        target = _crs(crs)
+        if target is None or self.crs is None or self.crs == target:
+            return self
+        transformer = _transformer(self.crs, target)
+        try:
+            points = _warp(transformer, self.points)
+            box = transformer.transform_bounds(*self.box) if self.box else None
+            mask = shapely.ops.transform(transformer.transform, self.mask) if self.mask else None
+        except ProjError as error:
+            raise PromptError(
+                f"prompt {_short(self)} has no place in {_name(target)} ({error}). "
+                f"Pass crs= if it is not in {_name(self.crs)}."
+            ) from error
+        return replace(self, points=points, box=box, mask=mask, crs=target)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `Prompt.from_json` is its inverse."""
+        found: dict[str, Any] = {"object_id": self.object_id}
+        if self.points:
+            found |= {"points": [list(p) for p in self.points], "labels": list(self.labels)}
+        if self.box is not None:
+            found["box"] = list(self.box)
+        if self.mask is not None:
+            found["mask"] = shapely.geometry.mapping(self.mask)
+        if self.crs is not None:
+            found["crs"] = _name(self.crs) if self.crs.to_authority() else self.crs.to_wkt()
+        return found
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Prompt:
+        """Read what `to_json` gave.
+
+        >>> prompt = Prompt(box=(0, 0, 2, 1), crs=3857)
+        >>> Prompt.from_json(prompt.to_json()) == prompt
+        True
+        """
+        mask = stored.get("mask")
+        return cls(
+            points=tuple((p[0], p[1]) for p in stored.get("points", ())),
+            labels=tuple(stored.get("labels", ())),
+            box=tuple(stored["box"]) if stored.get("box") else None,
+            mask=shapely.geometry.shape(mask) if mask else None,
+            crs=stored.get("crs"),
+            object_id=stored.get("object_id", 1),
+        )
+
+
+def as_prompts(
+    points: Any = None,
+    labels: Any = None,
+    boxes: Any = None,
+    masks: Any = None,
+    *,
+    crs: Any = None,
+) -> list[Prompt]:
+    """One prompt for each object, from the arguments of `geosam2.segment`.
+
+    Args:
+        points: `[(x, y), ...]`: one object a point; or `[[(x, y), ...], ...]`: several points of
+            one object in each inner list. A point layer (anything with `.geometry`) works as well.
+        labels: Same nesting as `points`; 1 foreground, 0 background.
+        boxes: `[(left, bottom, right, top), ...]`, one object each.
+        masks: Polygons, one object each.
+        crs: CRS of all of them; None = a layer's own CRS, else the scene's.
+
+    >>> [len(p.points) for p in as_prompts([(1, 2), (3, 4)])]
+    [1, 1]
+    >>> [p.labels for p in as_prompts([[(1, 2), (3, 4)]], [[1, 0]])]
+    [(1, 0)]
+    """
+    points, crs = _from_layer(points, crs)
+    masks, crs = _from_layer(masks, crs)
+    groups = [_group(item) for item in (points if points is not None else ())]
+    signs = _label_groups(labels, groups)
+    found = [Prompt(tuple(g), tuple(s), crs=crs) for g, s in zip(groups, signs, strict=True)]
+    found += [Prompt(box=tuple(b), crs=crs) for b in (boxes if boxes is not None else ())]
+    found += [Prompt(mask=m, crs=crs) for m in (masks if masks is not None else ())]
+    return [replace(prompt, object_id=n) for n, prompt in enumerate(found, start=1)]
+
+
+def read_prompts(path: str | Path, *, crs: Any = None) -> list[Prompt]:
+    """Prompts from a GeoJSON file (or `-`-free text starting with `{`).
+
+    A Point is a click (property `label` 0 = background), a MultiPoint several clicks, a Polygon a
+    drawn mask, or a box with `"kind": "box"`. Features with the same property `object` are one
+    object; without it each feature is its own.
+
+    Raises:
+        PromptError: If the file is no GeoJSON or a feature cannot be used.
+    """
+    name = str(path)
+    try:
+        text = name if name.lstrip().startswith("{") else Path(path).read_text("utf-8")
+        stored = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise PromptError(f"prompts {name[:80]}: not a readable GeoJSON file ({error})") from error
+    kind = stored.get("type") if isinstance(stored, dict) else None
+    features = stored["features"] if kind == "FeatureCollection" else [stored]
+    if kind not in ("FeatureCollection", "Feature"):
+        raise PromptError(f"prompts {name[:80]}: want a FeatureCollection or a Feature, not {kind}")
+    own = stored.get("crs", {}).get("properties", {}).get("name")  # of before RFC 7946
+    return _merge_features(features, crs if crs is not None else own or "EPSG:4326")
+
+
+def locate(prompt: Prompt, scene: Scene) -> Prompt:
+    """The prompt in the scene's CRS, checked to lie inside.
+
+    Raises:
+        PromptError: If it lies outside; the message says in which CRS it would be inside.
+    """
+    if prompt.crs is not None and scene.crs is None:
+        raise PromptError(
+            f"prompt {_short(prompt)} has a CRS ({_name(prompt.crs)}) but the scene has none: "
+            "give column, row pixel coordinates and no crs="
+        )
+    inside = prompt.to_crs(scene.crs)
+    left, bottom, right, top = scene.bounds
+    x, y = inside.anchor
+    within = left <= x <= right and bottom <= y <= top
+    if within and _overlaps(inside.bounds, scene.bounds):
+        return replace(inside, crs=scene.crs)
+    raise PromptError(_outside(prompt, scene))
+
+
+def network_points(prompt: Prompt, frame: Frame) -> NDArray[Any]:
+    """Points of a prompt (in the frame's CRS) as network pixels.
+
+    Returns:
+        (P, 2) float32 x, y; (0, 0) is the *centre* of the top-left pixel, as SAM counts.
+    """
+    if not prompt.points:
+        return np.zeros((0, 2), np.float32)
+    inverse = ~frame.geobox.affine
+    columns, rows = inverse * np.asarray(prompt.points, float).T
+    return np.stack([columns - 0.5, rows - 0.5], axis=1).astype(np.float32)
+
+
+def network_box(prompt: Prompt, frame: Frame) -> NDArray[Any]:
+    """Box of a prompt as network pixels: (4,) float32 x0, y0, x1, y1, clipped to the frame."""
+    assert prompt.box is not None
+    left, bottom, right, top = prompt.box
+    inverse = ~frame.geobox.affine
+    columns, rows = inverse * np.array([[left, right], [top, bottom]])
+    height, width = frame.geobox.shape
+    x = np.clip(np.sort(columns), 0, width) - 0.5
+    y = np.clip(np.sort(rows), 0, height) - 0.5
+    return np.array([x[0], y[0], x[1], y[1]], np.float32)
+
+
+def network_mask(prompt: Prompt, frame: Frame) -> NDArray[Any]:
+    """Mask of a prompt as logits (H/4, W/4) float32: plus or minus `MASK_LOGIT`."""
+    from rasterio.features import rasterize
+
+    assert prompt.mask is not None
+    height, width = frame.geobox.shape
+    full = rasterize([prompt.mask], (height, width), transform=frame.geobox.affine, dtype="uint8")
+    cells = full.reshape(height // MASK_STEP, MASK_STEP, width // MASK_STEP, MASK_STEP)
+    return ((cells.mean((1, 3)) - 0.5) * 2 * MASK_LOGIT).astype(np.float32)
+
+
+def network_prompts(
+    prompts: Sequence[Prompt],
+    frame: Frame,
+    *,
+    known: NDArray[Any] | None = None,
+) -> Prompts:
+    """One batch of network prompts for objects that share a frame.
+
+    Args:
+        prompts: N prompts in the frame's CRS.
+        frame: The frame they are to be segmented on.
+        known: Logits (N, H/4, W/4) decided before, 0 = unknown; they take the place of drawn masks.
+
+    Raises:
+        PromptError: If a foreground point lies on nodata.
+    """
+    import torch
+    from geosam2_model import Prompts
+
+    for prompt in prompts:
+        _check_valid(prompt, frame)
+    points, labels = _padded(prompts, frame)
+    boxes = [network_box(p, frame) for p in prompts if p.box is not None]
+    if boxes and len(boxes) != len(prompts):
+        raise PromptError("objects with and without a box cannot share a batch")
+    if known is None and any(p.mask is not None for p in prompts):
+        empty = np.zeros([side // MASK_STEP for side in frame.geobox.shape], np.float32)
+        known = np.stack([empty if p.mask is None else network_mask(p, frame) for p in prompts])
+    return Prompts(
+        points=torch.from_numpy(points) if points.shape[1] else None,
+        labels=torch.from_numpy(labels) if points.shape[1] else None,
+        boxes=torch.from_numpy(np.stack(boxes)) if boxes else None,
+        masks=None if known is None else torch.from_numpy(known[:, None].astype(np.float32)),
+    )
+
+
+def _padded(prompts: Sequence[Prompt], frame: Frame) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Points (N, P, 2) and labels (N, P), padded with label -1 to the longest prompt."""
+    longest = max(len(p.points) for p in prompts)
+    points = np.zeros((len(prompts), longest, 2), np.float32)
+    labels = np.full((len(prompts), longest), -1, np.int64)
+    for row, prompt in enumerate(prompts):
+        count = len(prompt.points)
+        points[row, :count] = network_points(prompt, frame)
+        labels[row, :count] = prompt.labels
+    return points, labels
+
+
+def _check_valid(prompt: Prompt, frame: Frame) -> None:
+    """A click on nodata has nothing under it to segment."""
+    height, width = frame.valid.shape
+    for (x, y), label, (column, row) in zip(
+        prompt.points, prompt.labels, network_points(prompt, frame), strict=True
+    ):
+        c, r = math.floor(column + 0.5), math.floor(row + 0.5)
+        if label == 1 and 0 <= c < width and 0 <= r < height and not frame.valid[r, c]:
+            raise PromptError(
+                f"prompt ({x:.10g}, {y:.10g}) is on nodata: the scene has no image there. "
+                "Click where there are pixels."
+            )
+
+
+def _crs(value: Any) -> CRS | None:
+    if value is None or isinstance(value, CRS):
+        return value
+    try:
+        return CRS.from_user_input(value)
+    except CRSError as error:
+        raise PromptError(
+            f"crs {value!r} is not known: use for example 'EPSG:4326' (longitude, latitude)"
+        ) from error
+
+
+def _check_box(box: Bounds) -> None:
+    left, bottom, right, top = box
+    if not all(math.isfinite(v) for v in box):
+        raise PromptError(f"box {box} is not finite: give left, bottom, right, top in map units")
+    if left >= right or bottom >= top:
+        raise PromptError(f"box {box} is empty: the order is left, bottom, right, top")
+
+
+@functools.lru_cache(maxsize=32)
+def _transformer(source: CRS, target: CRS) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+def _warp(transformer: Transformer, points: Iterable[Point]) -> tuple[Point, ...]:
+    points = tuple(points)
+    if not points:
+        return ()
+    xs, ys = transformer.transform(*np.asarray(points, float).T, errcheck=True)
+    return tuple(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+def _overlaps(a: Bounds, b: Bounds) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _outside(prompt: Prompt, scene: Scene) -> str:
+    bounds = ", ".join(f"{v:.10g}" for v in scene.bounds)
+    where = f"bounds {bounds}; {_name(scene.crs)}" if scene.crs else f"columns, rows {bounds}"
+    said = f" as {_name(prompt.crs)}" if prompt.crs is not None else ""
+    text = f"prompt {_short(prompt)}{said} is outside the scene ({where})."
+    if scene.crs is None:
+        return text + " Give column, row pixel coordinates inside it."
+    fits = _fitting_crs(prompt, scene)
+    return text + (f" {fits}" if fits else " Pass crs= if it is not in the scene's CRS.")
+
+
+def _fitting_crs(prompt: Prompt, scene: Scene) -> str | None:
+    """The remedy, when the same numbers would be inside in another common CRS or axis order."""
+    x, y = prompt.anchor
+    for crs in dict.fromkeys((scene.crs, CRS(4326), CRS(3857), *_utm_of(scene))):
+        for first, second, order in ((x, y, ""), (y, x, "swapped")):
+            if _inside_as(first, second, crs, scene):
+                if order:
+                    return (
+                        f"As ({y:.10g}, {x:.10g}) in {_name(crs)} it would be inside: "
+                        f"x (longitude) comes first, and pass crs='{_name(crs)}'."
+                    )
+                return f"In {_name(crs)} it would be inside: pass crs='{_name(crs)}'."
+    return None
+
+
+def _inside_as(x: float, y: float, crs: CRS, scene: Scene) -> bool:
+    left, bottom, right, top = scene.bounds
+    px, py = _transformer(crs, scene.crs).transform(x, y)
+    return left <= px <= right and bottom <= py <= top
+
+
+def _utm_of(scene: Scene) -> tuple[CRS, ...]:
+    left, bottom, right, top = scene.bounds
+    middle = (left + right) / 2, (bottom + top) / 2
+    lon, lat = _transformer(scene.crs, CRS(4326)).transform(*middle)
+    if not math.isfinite(lon) or abs(lat) > 84:
+        return ()
+    zone = int((lon + 180) // 6) % 60 + 1
+    return (CRS((32600 if lat >= 0 else 32700) + zone),)
+
+
+def _name(crs: CRS | None) -> str:
+    if crs is None:
+        return "no CRS"
+    authority = crs.to_authority()
+    return ":".join(authority) if authority else str(crs.name)
+
+
+def _short(prompt: Prompt) -> str:
+    x, y = prompt.anchor
+    return f"({x:.10g}, {y:.10g})"
+
+
+def _from_layer(value: Any, crs: Any) -> tuple[Any, Any]:
+    """Geometries of a GeoSeries or GeoDataFrame, with its own CRS unless another was given."""
+    geometry = getattr(value, "geometry", None)
+    if geometry is None or isinstance(value, shapely.Geometry):
+        return value, crs
+    shapes = list(geometry)
+    if shapes and shapes[0].geom_type in ("Point", "MultiPoint"):
+        shapes = [shapely.get_coordinates(shape).tolist() for shape in shapes]
+    return shapes, crs if crs is not None else geometry.crs
+
+
+def _group(item: Any) -> list[Point]:
+    """One object's points: a bare (x, y) is a group of one."""
+    if isinstance(item, shapely.Geometry):
+        item = shapely.get_coordinates(item)
+    values = np.asarray(item, float)
+    if values.size == 0 or values.shape[-1] != 2 or values.ndim > 2:
+        raise PromptError(f"point {item!r}: want (x, y), or a list of (x, y) for one object")
+    return [(float(x), float(y)) for x, y in values.reshape(-1, 2)]
+
+
+def _label_groups(labels: Any, groups: list[list[Point]]) -> list[list[int]]:
+    if labels is None:
+        return [[1] * len(group) for group in groups]
+    nested = [list(item) if np.ndim(item) else [int(item)] for item in labels]
+    if len(nested) != len(groups):
+        raise PromptError(
+            f"{len(groups)} point groups but {len(nested)} label groups: nest labels as points are"
+        )
+    return nested
+
+
+def _merge_features(features: Sequence[dict[str, Any]], crs: Any) -> list[Prompt]:
+    merged: dict[Any, dict[str, Any]] = {}
+    for number, feature in enumerate(features):
+        properties = feature.get("properties") or {}
+        key = properties.get("object", ("feature", number))
+        entry = merged.setdefault(key, {"points": [], "labels": [], "box": None, "mask": None})
+        _add_feature(entry, feature, properties, number)
+    if not merged:
+        raise PromptError("the prompts file has no feature: put at least one point in it")
+    return [
+        Prompt(crs=crs, object_id=key if isinstance(key, int) else n, **entry)
+        for n, (key, entry) in enumerate(merged.items(), start=1)
+    ]
+
+
+def _add_feature(
+    entry: dict[str, Any], feature: dict[str, Any], properties: dict[str, Any], number: int
+) -> None:
+    try:
+        shape = shapely.geometry.shape(feature["geometry"])
+    except Exception as error:  # shapely's errors for bad GeoJSON are of many kinds
+        raise PromptError(f"prompts: feature {number} has no usable geometry ({error})") from error
+    if shape.geom_type in ("Point", "MultiPoint"):
+        places = shapely.get_coordinates(shape).tolist()
+        entry["points"] += places
+        entry["labels"] += [int(properties.get("label", 1))] * len(places)
+    elif shape.geom_type in ("Polygon", "MultiPolygon"):
+        is_box = properties.get("kind") == "box"
+        entry["box" if is_box else "mask"] = shape.bounds if is_box else shape
+    else:
+        raise PromptError(
+            f"prompts: feature {number} is a {shape.geom_type}: use points and polygons"
+        )
