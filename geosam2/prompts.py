@@ -273,7 +273,8 @@ def network_mask(prompt: Prompt, frame: Frame) -> NDArray[Any]:
     height, width = frame.geobox.shape
     full = rasterize([prompt.mask], (height, width), transform=frame.geobox.affine, dtype="uint8")
     cells = full.reshape(height // MASK_STEP, MASK_STEP, width // MASK_STEP, MASK_STEP)
-    return ((cells.mean((1, 3)) - 0.5) * 2 * MASK_LOGIT).astype(np.float32)
+    logits: NDArray[Any] = ((cells.mean((1, 3)) - 0.5) * 2 * MASK_LOGIT).astype(np.float32)
+    return logits
 
 
 def network_prompts(
@@ -366,7 +367,8 @@ def _warp(transformer: Transformer, points: Iterable[Point]) -> tuple[Point, ...
     points = tuple(points)
     if not points:
         return ()
-    xs, ys = transformer.transform(*np.asarray(points, float).T, errcheck=True)
+    x, y = np.asarray(points, float).T
+    xs, ys = transformer.transform(x, y, errcheck=True)
     return tuple(zip(xs.tolist(), ys.tolist(), strict=True))
 
 
@@ -403,7 +405,7 @@ def _fitting_crs(prompt: Prompt, scene: Scene) -> str | None:
 def _inside_as(x: float, y: float, crs: CRS, scene: Scene) -> bool:
     left, bottom, right, top = scene.bounds
     px, py = _transformer(crs, scene.crs).transform(x, y)
-    return left <= px <= right and bottom <= py <= top
+    return bool(left <= px <= right and bottom <= py <= top)
 
 
 def _utm_of(scene: Scene) -> tuple[CRS, ...]:

@@ -1,0 +1,328 @@
+"""The sparse logit mosaic: what many frames decided about one object, blended on one lattice.
+
+Nothing is blended until it is read: the mosaic keeps each frame's small logits (a sixteenth of its
+pixels) and adds them up, in a fixed order, in the window that is asked for. So the result does not
+depend on the order of visits to the last bit, a frame can be taken back (a corrective click), and
+fifty frames weigh a few megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+Box = tuple[int, int, int, int]
+
+UNKNOWN = -10.0
+"""Logit that `LogitMosaic.window` gives where no frame has looked: surely not the object."""
+
+LEAST_WEIGHT = 1e-3
+"""Weight at the very border of a frame: next to nothing, but known where no other frame is."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One frame's logits, placed on the global pixel lattice of a level."""
+
+    row: int
+    """Lattice row of its top edge, level pixels, south positive."""
+    col: int
+    """Lattice column of its left edge, level pixels."""
+    logits: FloatArray
+    """(h, w) float32, > 0 = the object."""
+    step: int = 4
+    """Level pixels per logit."""
+    overlap: int = 128
+    """Level pixels at each border over which its weight rises from nothing to one."""
+    rank: int = 0
+    """A higher rank wins over a lower one wherever it is known (refined over coarse)."""
+    valid: BoolArray | None = None
+    """(h * step, w * step), True = data; None = data everywhere."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logits", np.ascontiguousarray(self.logits, np.float32))
+        if self.valid is not None and self.valid.all():
+            object.__setattr__(self, "valid", None)
+        assert self.valid is None or self.valid.shape == self.shape, (self.shape, self.valid)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in level pixels."""
+        height, width = self.logits.shape
+        return height * self.step, width * self.step
+
+    @property
+    def box(self) -> Box:
+        """(row, col, row stop, col stop) on the lattice."""
+        height, width = self.shape
+        return self.row, self.col, self.row + height, self.col + width
+
+    def full(self) -> FloatArray:
+        """Logits at level resolution, bilinear; (height, width) float32."""
+        import torch
+        from torch.nn import functional as F
+
+        if self.step == 1:
+            return self.logits
+        small = torch.from_numpy(self.logits)[None, None]
+        large = F.interpolate(small, scale_factor=float(self.step), mode="bilinear")
+        found: FloatArray = large[0, 0].numpy()
+        return found
+
+    def weights(self) -> FloatArray:
+        """Blending weight of each pixel: a cosine ramp at the borders; 0 on nodata.
+
+        The ramps of two frames that overlap by `overlap` pixels add up to one.
+        """
+        height, width = self.shape
+        weights = np.outer(_ramp(height, self.overlap), _ramp(width, self.overlap))
+        weights = np.maximum(weights, LEAST_WEIGHT).astype(np.float32)
+        if self.valid is not None:
+            weights *= self.valid
+        return weights
+
+
+@dataclass
+class LogitMosaic:
+    """Patches of one object on the pixel lattice of one level.
+
+    Lattice pixel (row, col) has its top-left corner at `transform * (col, row)`.
+    """
+
+    transform: Affine
+    """Lattice pixel corner (column, row) -> map."""
+    crs: CRS | None = None
+    """CRS of the map coordinates; None = pixel coordinates."""
+    patches: dict[Hashable, Patch] = field(default_factory=dict)
+    """Frame key -> what that frame said. Keys are sortable within one mosaic."""
+
+    def add(self, key: Hashable, patch: Patch) -> None:
+        """Put a frame in, in place of what it said before."""
+        self.patches[key] = patch
+
+    def remove(self, key: Hashable) -> None:
+        """Take a frame back, as if it had never been looked at."""
+        self.patches.pop(key, None)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self.patches
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def window(
+        self, row: int, col: int, height: int, width: int, *, fill: float = UNKNOWN
+    ) -> FloatArray:
+        """Blended logits of a rectangle of the lattice.
+
+        Args:
+            row: Lattice row of the top edge.
+            col: Lattice column of the left edge.
+            height: Rows.
+            width: Columns.
+            fill: What to say where no frame has looked; may be NaN.
+
+        Returns:
+            (height, width) float32.
+        """
+        logits, weight = self._blend((row, col, row + height, col + width), skip=None)
+        return np.where(weight > 0, logits, np.float32(fill))
+
+    def known(
+        self, row: int, col: int, height: int, width: int, *, skip: Hashable = None
+    ) -> tuple[FloatArray, BoolArray]:
+        """Blended logits and where there are any, without the patch `skip`.
+
+        Returns:
+            Logits (height, width) float32, 0 where unknown; known (height, width) bool.
+        """
+        logits, weight = self._blend((row, col, row + height, col + width), skip=skip)
+        return logits, weight > 0
+
+    def _blend(self, box: Box, skip: Hashable) -> tuple[FloatArray, FloatArray]:
+        shape = box[2] - box[0], box[3] - box[1]
+        logits, known = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        inside = {k: p for k, p in self.patches.items() if k != skip and _meet(p.box, box)}
+        for rank in sorted({patch.rank for patch in inside.values()}):
+            keys = sorted((k for k, p in inside.items() if p.rank == rank), key=_order)
+            mean, weight = self._rank([inside[k] for k in keys], box)
+            share = np.where(known > 0, np.minimum(weight, 1), weight > 0).astype(np.float32)
+            logits = mean * share + logits * (1 - share)
+            known = np.maximum(known, weight)
+        return logits, known
+
+    @staticmethod
+    def _rank(patches: list[Patch], box: Box) -> tuple[FloatArray, FloatArray]:
+        """Weighted mean of patches of one rank, and the sum of their weights."""
+        shape = box[2] - box[0], box[3] - box[1]
+        total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for patch in patches:
+            to, take = _common(box, patch.box)
+            part = patch.weights()[take]
+            total[to] += part * patch.full()[take]
+            weight[to] += part
+        total /= np.where(weight > 0, weight, np.float32(1))
+        return total, weight
+
+    @property
+    def box(self) -> Box:
+        """(row, col, row stop, col stop) around all patches.
+
+        Raises:
+            ValueError: If the mosaic is empty.
+        """
+        if not self.patches:
+            raise ValueError("the mosaic is empty: add a patch first")
+        tops, lefts, bottoms, rights = zip(*(p.box for p in self.patches.values()), strict=True)
+        return min(tops), min(lefts), max(bottoms), max(rights)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) around all patches, map coordinates."""
+        row, col, row_stop, col_stop = self.box
+        left, top = self.transform * (col, row)
+        right, bottom = self.transform * (col_stop, row_stop)
+        return left, bottom, right, top
+
+    def geobox(self, box: Box | None = None) -> GeoBox:
+        """The grid of a box of the lattice (default: all patches)."""
+        from odc.geo.geobox import GeoBox
+
+        row, col, row_stop, col_stop = box or self.box
+        affine = self.transform * Affine.translation(col, row)
+        return GeoBox((row_stop - row, col_stop - col), affine, self.crs)
+
+    def blocks(self, size: int = 2048) -> Iterator[tuple[Box, FloatArray]]:
+        """Windows of at most `size` x `size` pixels that hold something of the object.
+
+        Blocks start at multiples of `size` on the lattice, so they are the same for every extent.
+        """
+        for row, col in sorted(self._occupied(size)):
+            logits = self.window(row, col, size, size)
+            if (logits > 0).any():
+                yield (row, col, row + size, col + size), logits
+
+    def _occupied(self, size: int) -> set[tuple[int, int]]:
+        found = set()
+        for patch in self.patches.values():
+            if not (patch.logits > 0).any():
+                continue
+            top, left, bottom, right = patch.box
+            for row in range(top // size * size, bottom, size):
+                found |= {(row, col) for col in range(left // size * size, right, size)}
+        return found
+
+    def tight_box(self) -> Box | None:
+        """Box around logits > 0, a pixel wider on each side; None if there are none."""
+        boxes = [_positive_box(box, logits) for box, logits in self.blocks()]
+        if not boxes:
+            return None
+        tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+        return min(tops) - 1, min(lefts) - 1, max(bottoms) + 1, max(rights) + 1
+
+    def pixel_count(self) -> int:
+        """Level pixels with logits > 0."""
+        return sum(int((logits > 0).sum()) for _, logits in self.blocks())
+
+    def state_dict(self, prefix: str = "mosaic") -> dict[str, NDArray[Any]]:
+        """Arrays for a safetensors file; `from_state` is the inverse.
+
+        Keys must be tuples of integers or integers.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        for key, patch in self.patches.items():
+            name = f"{prefix}/{_key_text(key)}"
+            head = [patch.row, patch.col, patch.step, patch.overlap, patch.rank]
+            arrays[f"{name}/head"] = np.array(head, np.int64)
+            arrays[f"{name}/logits"] = patch.logits
+            if patch.valid is not None:
+                arrays[f"{name}/valid"] = np.packbits(patch.valid)
+        return arrays
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        transform: Affine,
+        crs: CRS | None,
+        prefix: str = "mosaic",
+    ) -> LogitMosaic:
+        """A mosaic from what `state_dict` gave."""
+        mosaic = cls(transform, crs)
+        for name in arrays:
+            if not (name.startswith(f"{prefix}/") and name.endswith("/head")):
+                continue
+            stem = name.removesuffix("/head")
+            mosaic.add(_key_of(stem.removeprefix(f"{prefix}/")), _patch_of(arrays, stem))
+        return mosaic
+
+
+def _patch_of(arrays: Mapping[str, NDArray[Any]], stem: str) -> Patch:
+    row, col, step, overlap, rank = (int(v) for v in arrays[f"{stem}/head"])
+    logits = arrays[f"{stem}/logits"]
+    valid = None
+    if f"{stem}/valid" in arrays:
+        shape = logits.shape[0] * step, logits.shape[1] * step
+        bits = np.unpackbits(arrays[f"{stem}/valid"], count=shape[0] * shape[1])
+        valid = bits.reshape(shape).astype(bool)
+    return Patch(row, col, logits, step, overlap, rank, valid)
+
+
+def _key_text(key: Hashable) -> str:
+    return json.dumps(key, separators=(",", ":"))
+
+
+def _key_of(text: str) -> Hashable:
+    value = json.loads(text)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _order(key: Hashable) -> Any:
+    return key
+
+
+def _ramp(length: int, overlap: int) -> FloatArray:
+    """(length,) 1 in the middle, falling as a raised cosine over `overlap` pixels at both ends."""
+    ramp = np.ones(length, np.float32)
+    overlap = min(overlap, length // 2)
+    if overlap:
+        rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(overlap) + 0.5) / overlap)
+        ramp[:overlap] = rise
+        ramp[-overlap:] = rise[::-1]
+    return ramp
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _common(box: Box, other: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The common rectangle as slices into `box` and into `other`."""
+    top, left = max(box[0], other[0]), max(box[1], other[1])
+    bottom, right = min(box[2], other[2]), min(box[3], other[3])
+    to = slice(top - box[0], bottom - box[0]), slice(left - box[1], right - box[1])
+    take = slice(top - other[0], bottom - other[0]), slice(left - other[1], right - other[1])
+    return to, take
+
+
+def _positive_box(box: Box, logits: FloatArray) -> Box:
+    rows = np.flatnonzero((logits > 0).any(1))
+    cols = np.flatnonzero((logits > 0).any(0))
+    return (
+        box[0] + int(rows[0]),
+        box[1] + int(cols[0]),
+        box[0] + int(rows[-1]) + 1,
+        box[1] + int(cols[-1]) + 1,
+    )
