@@ -1,0 +1,119 @@
+"""Small pieces that several parts of the network share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def remembered(function: Callable[P, T]) -> Callable[P, T]:
+    """Cache a function of sizes and devices alone.
+
+    What is made inside `torch.inference_mode()` could not be used in training afterwards, hence
+    the guard.
+    """
+
+    @lru_cache(maxsize=32)
+    @wraps(function)
+    def compute(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return cast(Callable[P, T], compute)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them, none after the last."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(sizes, sizes[1:], strict=False))
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.activation(layer(x))
+        return cast(Tensor, last(x))
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of (B, C, H, W)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # channels last, so that the norm runs over contiguous numbers
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of already projected tokens.
+
+    Args:
+        q: Queries (B or 1, L, C).
+        k: Keys (B or 1, S, C).
+        v: Values (B or 1, S, D); a batch of 1 is shared, not copied.
+        heads: Number of heads; divides C and D.
+
+    Returns:
+        Tokens (B, L, D).
+    """
+    batch = max(q.shape[0], k.shape[0])
+    q, k, v = (x.expand(batch, -1, -1).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # B, L, D
+
+
+@remembered
+def sine_positions(
+    channels: int, height: int, width: int, device: torch.device, temperature: float = 10000.0
+) -> Tensor:
+    """Sine position embedding of a map, normalised to its size (DETR, section A.4).
+
+    Returns:
+        (1, channels, height, width), float32; the first half of the channels is the row.
+    """
+    half = channels // 2
+    scale = temperature ** (2 * (torch.arange(half, device=device) // 2).float() / half)
+
+    def axis(length: int) -> Tensor:
+        at = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+        angle = (at / (length + 1e-6) * 2 * math.pi)[:, None] / scale  # length, half
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+
+    rows = axis(height)[:, None].expand(height, width, half)
+    columns = axis(width)[None].expand(height, width, half)
+    return torch.cat([rows, columns], dim=2).permute(2, 0, 1)[None].contiguous()
+
+
+def sine_times(times: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+    """Sine embedding of scalars (..., ) -> (..., channels): sines first, then cosines."""
+    half = channels // 2
+    scale = temperature ** (2 * (torch.arange(half, device=times.device) // 2).float() / half)
+    angle = times[..., None].float() / scale
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def rows_for(x: Tensor, image_index: Tensor | None) -> Tensor:
+    """The image rows (B, ...) that N objects look at; a single image stays one row, uncopied."""
+    if x.shape[0] == 1 or image_index is None:
+        return x
+    return x.index_select(0, image_index)

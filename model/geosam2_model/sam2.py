@@ -1,0 +1,303 @@
+"""SAM 2: image encoder, prompt encoder, mask decoder and memory (https://arxiv.org/abs/2408.00714).
+
+The methods build no state and hold no gradients back, so that training and prediction call the
+same code; the predictors and `geosam2` wrap them in `torch.no_grad()`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geosam2_model.config import ModelConfig
+from geosam2_model.errors import InputError
+from geosam2_model.mask_decoder import MaskDecoder, stability
+from geosam2_model.neck import ImageEncoder
+from geosam2_model.ops import MLP, rows_for
+from geosam2_model.prompt_encoder import PromptEncoder, Prompts
+
+ABSENT = -1024.0  # logit of every pixel where the object is not on the frame
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What is known of B images after encoding: enough for any number of prompts."""
+
+    embedding: Tensor
+    """(B, d_model, H / 16, W / 16), without memory."""
+    high_res: tuple[Tensor, Tensor]
+    """Skips of the mask decoder at stride 4 and 8: (B, fine, H / 4, W / 4), (B, middle, ...)."""
+    size: tuple[int, int]
+    """Height and width of the input in pixels."""
+    conditioned: Tensor | None = None
+    """(N, d_model, H / 16, W / 16), the embedding of each object after memory attention."""
+    trunk: tuple[Tensor, ...] | None = None
+    """The trunk's maps, finest first; kept for models with dense prompts only."""
+    pixels_small: Tensor | None = None
+    """(B, 3, H / 4, W / 4) normalised RGB; kept for models with dense prompts only."""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def select(self, index: int) -> ImageFeatures:
+        """One image of the batch, as a batch of one."""
+        return self.from_dict({k: v[index : index + 1] for k, v in self.to_dict().items()})
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Flat tensors under fixed names, for safetensors; the input size follows from them."""
+        named = {"embedding": self.embedding, "high_res.0": self.high_res[0]}
+        named |= {"high_res.1": self.high_res[1], "pixels_small": self.pixels_small}  # type: ignore[dict-item]
+        named["conditioned"] = self.conditioned  # type: ignore[assignment]
+        named |= {f"trunk.{i}": x for i, x in enumerate(self.trunk or ())}
+        return {k: v for k, v in named.items() if v is not None}
+
+    @classmethod
+    def from_dict(cls, tensors: dict[str, Tensor]) -> ImageFeatures:
+        """The reverse of `to_dict`."""
+        trunk = tuple(tensors[k] for k in sorted(k for k in tensors if k.startswith("trunk.")))
+        height, width = tensors["embedding"].shape[-2:]
+        return cls(
+            tensors["embedding"],
+            (tensors["high_res.0"], tensors["high_res.1"]),
+            (16 * height, 16 * width),
+            tensors.get("conditioned"),
+            trunk or None,
+            tensors.get("pixels_small"),
+        )
+
+    def to(self, device: torch.device | str) -> ImageFeatures:
+        """The same on another device."""
+        return self.from_dict({k: v.to(device) for k, v in self.to_dict().items()})
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Masks and scores of N objects."""
+
+    logits: Tensor
+    """(N, M, H / 4, W / 4), mask where > 0; M is 3 candidates or 1."""
+    predicted_iou: Tensor
+    """(N, M) the network's own guess of each mask's IoU, 0..1."""
+    object_score: Tensor
+    """(N,) logit; > 0 means the object is visible on this image."""
+    pointer: Tensor
+    """(N, d_model) object pointer of the best mask, for the memory bank."""
+
+    @property
+    def best(self) -> Tensor:
+        """(N,) number of the candidate with the highest predicted IoU."""
+        return self.predicted_iou.argmax(1)
+
+    @property
+    def best_logits(self) -> Tensor:
+        """(N, H / 4, W / 4) logits of that candidate."""
+        return self.logits[torch.arange(len(self.logits), device=self.logits.device), self.best]
+
+    @property
+    def best_iou(self) -> Tensor:
+        """(N,) its predicted IoU."""
+        return self.predicted_iou.amax(1)
+
+    def hide_absent(self) -> Decoded:
+        """The same with every logit at -1024 where the object is not visible, as in video."""
+        present = (self.object_score > 0)[:, None, None, None]
+        return replace(self, logits=torch.where(present, self.logits, ABSENT))
+
+    def __getitem__(self, index: slice) -> Decoded:
+        return Decoded(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+class SAM2(nn.Module):
+    """The whole network; parameters are named as in Meta's checkpoints.
+
+    Args:
+        config: One of `VARIANTS`, or your own numbers.
+
+    >>> from geosam2_model.config import VARIANTS
+    >>> model = SAM2(VARIANTS["sam2.1_tiny"]).eval()
+    >>> with torch.no_grad():
+    ...     features = model.encode(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    ...     out = model.decode(features, Prompts.clicks([[40.0, 30.0]]), multimask=True)
+    >>> out.logits.shape
+    torch.Size([1, 3, 16, 24])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.name = config.name
+        self.fingerprint = ""
+        width = config.d_model
+        self.image_encoder = ImageEncoder(config)
+        self.sam_prompt_encoder = PromptEncoder(config)
+        self.sam_mask_decoder = MaskDecoder(config)
+        self.mask_downsample = nn.Conv2d(1, 1, 4, stride=4)
+        self.obj_ptr_proj = MLP((width, width, width, width))
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, width))
+        self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, width))
+        self.no_obj_ptr = nn.Parameter(torch.zeros(1, width))
+        if config.dense_prompts:
+            from geosam2_model.dense_prompts import DensePrompts
+
+            self.dense_prompts = DensePrompts(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.no_mem_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights."""
+        return self.no_mem_embed.dtype
+
+    def encode(self, pixels: Tensor) -> ImageFeatures:
+        """Encode images once, for any number of prompts.
+
+        Args:
+            pixels: (B, 3, H, W) RGB in 0..255, uint8 or float; H and W multiples of 32.
+
+        Raises:
+            InputError: If channels, size or values are not as above.
+        """
+        x = self._normalise(_checked(pixels))
+        maps = self.image_encoder.trunk(x)
+        neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
+        skips = (neck.skip(maps, 0, decoder.conv_s0), neck.skip(maps, 1, decoder.conv_s1))
+        features = ImageFeatures(neck.embedding(maps), skips, (x.shape[-2], x.shape[-1]))
+        if not self.config.dense_prompts:
+            return features
+        return replace(features, trunk=maps, pixels_small=F.avg_pool2d(x, 4))
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(v, device=self.device)[:, None, None]
+            for v in (self.config.pixel_mean, self.config.pixel_std)
+        )
+        return ((pixels.to(self.device).float() - mean) / std).to(self.dtype)
+
+    def decode(
+        self, features: ImageFeatures, prompts: Prompts | None = None, multimask: bool = False
+    ) -> Decoded:
+        """Masks of N objects from prompts, from memory (`attend` first), or both.
+
+        Args:
+            features: One image, or a batch; see `Prompts.image_index`. Where `conditioned` is
+                set (by `attend`), row i of it belongs to object i.
+            prompts: Of N objects; None follows what is in memory.
+            multimask: Three candidates instead of one mask.
+
+        Raises:
+            InputError: If prompts and features do not fit each other.
+        """
+        prompts = self._prompts_for(features, prompts)
+        index = prompts.image_index
+        if features.conditioned is None:
+            image = rows_for(features.embedding + self.no_mem_embed[0, 0, :, None, None], index)
+        else:
+            image = features.conditioned
+        dense = self.sam_prompt_encoder.dense(prompts)
+        fine, middle = (rows_for(x, index) for x in features.high_res)
+        if self.config.dense_prompts:
+            d16, d8, d4 = self.dense_prompts(features, prompts)
+            dense, middle, fine = dense + d16, middle + d8, fine + d4
+        out = self.sam_mask_decoder(
+            image + dense,
+            self.sam_prompt_encoder.grid(*image.shape[-2:]).to(image.dtype),
+            self.sam_prompt_encoder.sparse(prompts, features.size).to(image.dtype),
+            (fine, middle),
+        )
+        if multimask:
+            logits, iou, tokens = out.logits[:, 1:], out.predicted_iou[:, 1:], out.tokens[:, 1:]
+            token = tokens[torch.arange(len(tokens), device=tokens.device), iou.argmax(1)]
+        else:
+            logits, iou = self._single_mask(out.logits, out.predicted_iou)
+            token = out.tokens[:, 0]
+        pointer = self._pointer(token, out.object_score > 0)
+        return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
+
+    def adopt(self, features: ImageFeatures, masks: Tensor) -> Decoded:
+        """Take masks as the truth: logits are +-10 and only the object pointer is computed.
+
+        Args:
+            features: As for `decode`.
+            masks: (N, 1, H, W) 0 or 1 at the resolution of the input.
+        """
+        masks = masks.to(self.dtype)
+        raw = replace(features, conditioned=features.embedding)
+        out = self.decode(raw, Prompts(masks=self.mask_downsample(masks)))
+        present = masks.flatten(1).gt(0).any(1)
+        logits = F.interpolate(
+            masks * 20 - 10, scale_factor=0.25, mode="bilinear", antialias=True, align_corners=False
+        )
+        pointer = torch.where(present[:, None], out.pointer, self.no_obj_ptr)
+        score = present.float() * 20 - 10
+        return Decoded(logits.float(), torch.ones_like(score)[:, None], score, pointer)
+
+    def _pointer(self, token: Tensor, present: Tensor) -> Tensor:
+        return torch.where(present[:, None], self.obj_ptr_proj(token), self.no_obj_ptr)
+
+    def _single_mask(self, logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+        """The single mask, or the best candidate where the single one is not stable."""
+        threshold = self.config.stability_threshold
+        if threshold is None or self.training:
+            return logits[:, :1], iou[:, :1]
+        stable = stability(logits[:, 0].detach(), self.config.stability_delta) >= threshold
+        chosen = torch.where(stable, 0, 1 + iou[:, 1:].argmax(1))
+        rows = torch.arange(len(logits), device=logits.device)
+        return logits[rows, chosen][:, None], iou[rows, chosen][:, None]
+
+    def _prompts_for(self, features: ImageFeatures, prompts: Prompts | None) -> Prompts:
+        """Prompts on the right device, with an image for each object, checked against the size."""
+        rows = len(features) if features.conditioned is None else len(features.conditioned)
+        device = features.embedding.device
+        if prompts is None or len(prompts) == 0:
+            prompts = _nothing(rows)
+        prompts = prompts.to(device)
+        height, width = features.size
+        if prompts.masks is not None and prompts.masks.shape[-2:] != (height // 4, width // 4):
+            raise InputError(
+                f"masks are {tuple(prompts.masks.shape[-2:])}; an input of {features.size} needs "
+                f"{(height // 4, width // 4)}, a quarter of it."
+            )
+        if len(features) == 1:
+            return replace(prompts, image_index=None)
+        if prompts.image_index is None:
+            if len(prompts) != len(features):
+                raise InputError(
+                    f"{len(prompts)} objects on {len(features)} images: say which is on which "
+                    "with Prompts(image_index=...)."
+                )
+            return replace(prompts, image_index=torch.arange(len(prompts), device=device))
+        if not bool(((prompts.image_index >= 0) & (prompts.image_index < len(features))).all()):
+            raise InputError(
+                f"image_index {prompts.image_index.tolist()} must be in 0..{len(features) - 1}."
+            )
+        return prompts
+
+
+def _nothing(count: int) -> Prompts:
+    return Prompts(torch.zeros(count, 1, 2), torch.full((count, 1), -1))
+
+
+def _checked(pixels: Tensor) -> Tensor:
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise InputError(
+            f"pixels have shape {tuple(pixels.shape)}; expected (B, 3, H, W) in the order R, G, B."
+        )
+    height, width = pixels.shape[-2:]
+    if height % 32 or width % 32 or not height or not width:
+        raise InputError(
+            f"pixels are {height} x {width}; both must be multiples of 32. Pad or resize them."
+        )
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise InputError(f"pixels are {pixels.dtype}; give uint8 or floats in 0..255.")
+    if not torch.isfinite(pixels).all():
+        raise InputError("pixels contain NaN or infinity; fill nodata with a number first.")
+    return pixels
