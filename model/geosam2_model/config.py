@@ -54,6 +54,8 @@ class ModelConfig:
     """Hidden units of the IoU head."""
     dense_prompts: bool = False
     """Add `dense_prompts.DensePrompts`, the click's own maps (the embedded model has it)."""
+    dense_widths: tuple[int, int, int] = (24, 48, 96)
+    """Channels of its stack at stride 4, 8 and 16."""
     stability_delta: float = 0.05
     """Offset in logits for the stability test of the single mask."""
     stability_threshold: float | None = 0.98
@@ -155,14 +157,16 @@ VARIANTS: dict[str, ModelConfig] = {
         trunk="efficientnet_lite0",
         image_size=512,
         d_model=128,
-        mem_dim=32,
-        skip_channels=(16, 32),
+        mem_dim=64,
+        skip_channels=(32, 64),
         decoder_heads=4,
         decoder_mlp=512,
         iou_hidden=128,
         memory_layers=2,
         memory_mlp=512,
         dense_prompts=True,
+        pixel_mean=(127.0, 127.0, 127.0),
+        pixel_std=(128.0, 128.0, 128.0),
     ),
 }
 """Every published configuration by name: SAM 2.1 and SAM 2 in four sizes, and the embedded one."""

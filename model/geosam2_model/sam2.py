@@ -6,8 +6,9 @@ same code; the predictors and `geosam2` wrap them in `torch.no_grad()`.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,18 @@ from torch import Tensor, nn
 from geosam2_model.config import ModelConfig
 from geosam2_model.errors import InputError
 from geosam2_model.mask_decoder import MaskDecoder, stability
+from geosam2_model.memory_attention import MemoryAttention, Tokens, rotary_table
+from geosam2_model.memory_bank import (
+    PROMPTED,
+    Memory,
+    MemoryBank,
+    Place,
+    Recall,
+    stack_recalls,
+)
+from geosam2_model.memory_encoder import MemoryEncoder
 from geosam2_model.neck import ImageEncoder
-from geosam2_model.ops import MLP, rows_for
+from geosam2_model.ops import MLP, rows_for, sine_positions, sine_times
 from geosam2_model.prompt_encoder import PromptEncoder, Prompts
 
 ABSENT = -1024.0  # logit of every pixel where the object is not on the frame
@@ -36,7 +47,7 @@ class ImageFeatures:
     conditioned: Tensor | None = None
     """(N, d_model, H / 16, W / 16), the embedding of each object after memory attention."""
     trunk: tuple[Tensor, ...] | None = None
-    """The trunk's maps, finest first; kept for models with dense prompts only."""
+    """Maps at stride 4, 8 and 16 that dense prompts look into; only for models that have them."""
     pixels_small: Tensor | None = None
     """(B, 3, H / 4, W / 4) normalised RGB; kept for models with dense prompts only."""
 
@@ -135,15 +146,24 @@ class SAM2(nn.Module):
         self.image_encoder = ImageEncoder(config)
         self.sam_prompt_encoder = PromptEncoder(config)
         self.sam_mask_decoder = MaskDecoder(config)
+        self.memory_attention = MemoryAttention(config)
+        self.memory_encoder = MemoryEncoder(config)
+        self.maskmem_tpos_enc = nn.Parameter(torch.zeros(config.num_maskmem, 1, 1, config.mem_dim))
         self.mask_downsample = nn.Conv2d(1, 1, 4, stride=4)
         self.obj_ptr_proj = MLP((width, width, width, width))
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, width))
         self.no_mem_pos_enc = nn.Parameter(torch.zeros(1, 1, width))
         self.no_obj_ptr = nn.Parameter(torch.zeros(1, width))
+        if config.pointer_time:
+            self.obj_ptr_tpos_proj = nn.Linear(width, config.mem_dim)
+        if config.occlusion_embedding:
+            self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, config.mem_dim))
+        for parameter in (self.maskmem_tpos_enc, self.no_mem_embed, self.no_obj_ptr):
+            nn.init.trunc_normal_(parameter, std=0.02)
         if config.dense_prompts:
             from geosam2_model.dense_prompts import DensePrompts
 
-            self.dense_prompts = DensePrompts(config)
+            self.dense_prompts = DensePrompts(config, tuple(self.image_encoder.trunk.channels))
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +191,8 @@ class SAM2(nn.Module):
         features = ImageFeatures(neck.embedding(maps), skips, (x.shape[-2], x.shape[-1]))
         if not self.config.dense_prompts:
             return features
-        return replace(features, trunk=maps, pixels_small=F.avg_pool2d(x, 4))
+        pyramid = self.dense_prompts.pyramid(maps)
+        return replace(features, trunk=pyramid, pixels_small=F.avg_pool2d(x, 4))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (
@@ -219,6 +240,115 @@ class SAM2(nn.Module):
             token = out.tokens[:, 0]
         pointer = self._pointer(token, out.object_score > 0)
         return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
+
+    def attend(
+        self,
+        features: ImageFeatures,
+        bank: MemoryBank | Sequence[MemoryBank],
+        place: Place,
+        *,
+        image_index: Tensor | None = None,
+        reverse: bool = False,
+        num_frames: int | None = None,
+    ) -> ImageFeatures:
+        """Condition a frame on memories; `decode` the result.
+
+        Args:
+            features: Of the frame (or of a batch of frames in training).
+            bank: One bank of N objects, or a bank for each object; objects whose banks have the
+                same layout go through the network together.
+            place: Where the frame is: its number, or lattice cell (row, column).
+            image_index: (N,) which image of a batch each object is on.
+            reverse: The video runs backwards.
+            num_frames: Length of the video, if known.
+
+        Returns:
+            The features with `conditioned`, a row for each object.
+
+        Raises:
+            InputError: If a bank is empty.
+        """
+        banks = [bank] if isinstance(bank, MemoryBank) else list(bank)
+        groups: dict[Hashable, list[tuple[int, Recall]]] = defaultdict(list)
+        for i, one in enumerate(banks):
+            recall = one.recall(place, reverse=reverse, num_frames=num_frames)
+            groups[recall.layout].append((i, recall))
+        image = rows_for(features.embedding, image_index)
+        parts: list[Tensor] = [image] * len(banks)
+        for members in groups.values():
+            numbers, recalls = zip(*members, strict=True)
+            memory = self._tokens(*stack_recalls(list(recalls)))
+            rows = image if len(image) == 1 or len(banks) == 1 else image[list(numbers)]
+            seen = self.memory_attention(rows, memory)
+            sizes = [len(r.features[0]) for r in recalls]
+            for i, part in zip(numbers, seen.split(sizes), strict=True):
+                parts[i] = part
+        return replace(features, conditioned=parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _tokens(self, recall: Recall, times: Tensor) -> Tokens:
+        """Memories and pointers as keys of memory attention."""
+        device, width = self.device, self.config.mem_dim
+        oldest = self.config.num_maskmem - 1
+        values, positions, tables = [], [], []
+        for x, age, offset in zip(recall.features, recall.ages, recall.offsets, strict=True):
+            h, w = x.shape[-2:]
+            # embeddings of the recent ones come first, that of the prompted ones is the last
+            when = self.maskmem_tpos_enc[oldest if age == PROMPTED else age - 1]
+            where = sine_positions(width, h, w, device).to(self.dtype)
+            values.append(x.to(device, self.dtype).flatten(2).transpose(1, 2))  # N, h w, m
+            positions.append(where.flatten(2).transpose(1, 2) + when)
+            tables.append(rotary_table(self.config.d_model, h, w, *offset, device))
+        rows = len(values[0])
+        if recall.pointers:
+            pieces = self.config.d_model // width  # a pointer is cut into narrow tokens
+            pointers = torch.stack(recall.pointers, dim=1).to(device, self.dtype)  # N, P, d
+            values.append(pointers.reshape(rows, -1, width))
+            when = self._pointer_times(times.to(device)).to(self.dtype)
+            positions.append(when.repeat_interleave(pieces, dim=1))
+        spread = (p.expand(rows, -1, -1) for p in positions)
+        return Tokens(torch.cat(values, dim=1), torch.cat(list(spread), dim=1), torch.cat(tables))
+
+    def _pointer_times(self, times: Tensor) -> Tensor:
+        if not self.config.pointer_time:
+            return times.new_zeros(*times.shape, self.config.mem_dim)
+        embedded = sine_times(times, self.config.d_model).to(self.dtype)
+        result: Tensor = self.obj_ptr_tpos_proj(embedded)
+        return result
+
+    def remember(
+        self,
+        features: ImageFeatures,
+        out: Decoded,
+        *,
+        prompted: bool = False,
+        logits: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Memory:
+        """Encode what was segmented on a frame into a memory, for `MemoryBank.add`.
+
+        Args:
+            features: Of the frame; its embedding without memory is used.
+            out: What was decoded for N objects.
+            prompted: A person's prompt is on this frame; the mask is then taken as it was seen.
+            logits: (N, h, w) to remember in place of `out.best_logits`, in any resolution.
+            image_index: (N,) which image of a batch each object is on.
+        """
+        logits = out.best_logits if logits is None else logits
+        present = (out.object_score > 0)[:, None, None, None]
+        masks = F.interpolate(
+            torch.where(present, logits[:, None].float(), ABSENT),
+            size=features.size,
+            mode="bilinear",
+            align_corners=False,
+        )
+        binary = prompted and self.config.binarize_prompted and not self.training
+        share = (masks > 0).float() if binary else masks.sigmoid()
+        share = share * self.config.memory_scale + self.config.memory_bias
+        image = rows_for(features.embedding, image_index)
+        memory = self.memory_encoder(image, share.to(self.dtype))
+        if self.config.occlusion_embedding:
+            memory = memory + ~present * self.no_obj_embed_spatial[:, :, None, None]
+        return Memory(memory, out.pointer, out.object_score)
 
     def adopt(self, features: ImageFeatures, masks: Tensor) -> Decoded:
         """Take masks as the truth: logits are +-10 and only the object pointer is computed.
