@@ -1,0 +1,390 @@
+"""Scene: what can be read, whatever it comes from; Frame: one window as the network sees it."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj import CRS
+
+from geosam2.errors import GeoreferenceError, LevelError, SourceError
+from geosam2.levels import CELL, Level, Window
+from geosam2.sources.bands import IDENTITY, Bands, Stretch, percentile_stretch
+from geosam2.sources.base import Source, sample_windows
+
+if TYPE_CHECKING:
+    from geosam2.tiling import FrameGrid, FrameIndex, Order
+
+Bounds = tuple[float, float, float, float]
+StretchLike = (
+    Stretch | Literal["percentile", "none"] | tuple[float, float] | list[tuple[float, float]]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One window of a scene, ready for the network."""
+
+    pixels: NDArray[np.uint8]
+    """(3, H, W) red, green, blue; 0 where not valid."""
+    valid: NDArray[np.bool_]
+    """(H, W), True = data; False beyond the edge of the scene."""
+    geobox: GeoBox
+    """Where the pixels are."""
+    level: Level | None = None
+    """Level that was read; None if the pixels were warped to another grid."""
+    corner: tuple[int, int] | None = None
+    """(row, col) lattice pixel of the top-left pixel; None off the lattice."""
+    index: FrameIndex | None = None
+    """Place in the grid, if the frame was read through one."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.valid.shape[0], self.valid.shape[1]
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(row, col) of the first lattice cell (stride 16).
+
+        Raises:
+            LevelError: If the frame does not start on a lattice cell.
+        """
+        if self.corner is None or self.corner[0] % CELL or self.corner[1] % CELL:
+            raise LevelError(
+                f"a frame at lattice pixel {self.corner} has no lattice origin: frames of a "
+                f"FrameGrid start on multiples of {CELL} pixels"
+            )
+        return self.corner[0] // CELL, self.corner[1] // CELL
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Imagery with a place on the map: lazy, picklable, safe to read in threads.
+
+    Made by `open_scene`. The working area chooses which frames are visited; pixels around it, the
+    lattice and the stretch stay those of the whole source, so that a result does not depend on it.
+    """
+
+    reader: Source
+    """Where pixels come from."""
+    area: Bounds | None = None
+    """(left, bottom, right, top) worked on; None = all of it."""
+    asked_stretch: StretchLike | None = None
+    """As given to `open_scene`."""
+
+    def __post_init__(self) -> None:
+        if self.area is not None and self.window(self.levels[0]).empty:
+            raise GeoreferenceError(
+                f"bounds {_short(self.area)} do not touch {self.name} "
+                f"({_short(self.levels[0].bounds)}); are they in its CRS? Pass bounds_crs= if not"
+            )
+
+    # -- what it is
+
+    @property
+    def name(self) -> str:
+        """Short name, for people."""
+        return self.reader.name
+
+    @property
+    def source(self) -> str:
+        """Where the imagery is; keys and passwords are left out."""
+        return self.reader.location
+
+    @property
+    def crs(self) -> CRS | None:
+        """Coordinate reference system; None for a picture in pixel coordinates."""
+        return self.reader.crs
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Resolutions that can be read, finest first."""
+        return self.reader.levels
+
+    @property
+    def bounds(self) -> Bounds:
+        """(left, bottom, right, top) of the working area, in CRS units."""
+        native = self.levels[0]
+        return native.bounds if self.area is None else native.bounds_of(self.window(native))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the working area in native pixels."""
+        window = self.window(self.levels[0])
+        return window.height, window.width
+
+    @property
+    def cell_size(self) -> float:
+        """CRS units per native pixel."""
+        return self.levels[0].cell_size
+
+    @property
+    def gsd(self) -> float:
+        """Metres on the ground per native pixel, at the centre; nan without a CRS."""
+        return self.levels[0].gsd
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands that become red, green and blue (or grey)."""
+        return self.reader.choice.names
+
+    @property
+    def nodata(self) -> float | None:
+        """Stored value that means no data."""
+        return self.reader.nodata
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Native grid of the working area."""
+        native = self.levels[0]
+        return native.geobox(self.window(native))
+
+    @cached_property
+    def stretch(self) -> Stretch:
+        """The one line per band from stored values to 0 .. 255; read from overviews if needed."""
+        asked = self.asked_stretch
+        if isinstance(asked, Stretch):
+            return asked
+        if asked == "none" or (asked is None and self.reader.dtype == np.uint8):
+            return IDENTITY
+        if asked is None or asked == "percentile":
+            return self._measure()
+        return _given_stretch(asked)
+
+    @property
+    def signature(self) -> str:
+        """Hash of content, bands and stretch: the same in every process; holds no secrets."""
+        import hashlib
+
+        parts = (self.reader.signature, self.reader.choice.indices, self.stretch)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _measure(self) -> Stretch:
+        """2nd to 98th percentile per band over the coarsest level that still shows texture."""
+        level = next(
+            (one for one in reversed(self.levels) if max(one.extent[2:]) >= 512), self.levels[0]
+        )
+        raws = [self.reader.read(level, window) for window in sample_windows(level.extent)]
+        count = raws[0].pixels.shape[0]
+        samples = [np.concatenate([raw.pixels[b][raw.valid] for raw in raws]) for b in range(count)]
+        return percentile_stretch(samples)
+
+    # -- where
+
+    def level(self, which: Level | int) -> Level:
+        """A level by number, or one of `levels` as it is.
+
+        Raises:
+            LevelError: If the scene has no such level.
+        """
+        if isinstance(which, Level):
+            if which not in self.levels:
+                raise LevelError(f"level {which.label} belongs to another scene than {self.name}")
+            return which
+        if not 0 <= which < len(self.levels):
+            raise LevelError(
+                f"{self.name} has levels 0 to {len(self.levels) - 1}, there is no {which}"
+            )
+        return self.levels[which]
+
+    def window(self, level: Level) -> Window:
+        """Lattice pixels of the working area at a level."""
+        if self.area is None:
+            return level.extent
+        return level.window_of(self.area) & level.extent
+
+    def within(self, bounds: Any, *, crs: Any = None) -> Scene:
+        """The same scene with another working area; see `open_scene` for `bounds`."""
+        return replace(self, area=_bounds_in(bounds, crs, self.crs))
+
+    # -- reading
+
+    def read(self, geobox: GeoBox, *, index: FrameIndex | None = None) -> Frame:
+        """Pixels of a grid.
+
+        A grid on the lattice of one of the levels is read as stored, padded with valid=False
+        beyond the edge of the source. Any other grid, in any CRS, is warped (bilinear) from the
+        level that is just fine enough.
+
+        Raises:
+            SourceError: If the imagery cannot be read.
+            GeoreferenceError: If the scene and the grid have no common CRS.
+        """
+        if self._same_crs(geobox):
+            for level in self.levels:
+                window = level.locate(geobox)
+                if window is not None:
+                    return self._read_window(level, window, geobox, index)
+        from geosam2.sources.warp import read_warped
+
+        return read_warped(self, geobox)
+
+    def read_frame(self, grid: FrameGrid, index: FrameIndex) -> Frame:
+        """One frame of a grid."""
+        return self._read_window(grid.level, grid.window(index), grid.geobox(index), index)
+
+    def frames(
+        self,
+        grid: FrameGrid,
+        order: Order | Iterable[FrameIndex] = "rows",
+        *,
+        workers: int = 2,
+        ahead: int = 4,
+    ) -> Iterator[Frame]:
+        """Frames of a grid in order, read ahead of the consumer.
+
+        Threads are started by the first frame that is asked for, and have ended when the iterator
+        is exhausted, closed or forgotten.
+
+        Args:
+            grid: Which frames there are.
+            order: See `FrameGrid.indices`, or the frames themselves.
+            workers: Reading threads.
+            ahead: Frames that are read before they are asked for, at most; bounds the memory.
+
+        Raises:
+            SourceError: If a frame cannot be read, when its turn comes; or at once, if a service
+                would be asked for more tiles than `max_tiles` allows.
+        """
+        explicit = None if isinstance(order, str) else list(order)
+        wanted = grid.indices(order) if isinstance(order, str) else explicit  # type: ignore[arg-type]
+        chosen = [grid.extent] if explicit is None else [grid.window(i) for i in explicit]
+        self.reader.check_requests(grid.level, chosen)
+        return self._prefetch(grid, iter(wanted or ()), workers, ahead)
+
+    def _prefetch(
+        self, grid: FrameGrid, indices: Iterator[FrameIndex], workers: int, ahead: int
+    ) -> Iterator[Frame]:
+        executor = ThreadPoolExecutor(max(1, workers), thread_name_prefix="geosam2-read")
+        waiting: deque[Future[Frame]] = deque()
+        try:
+            for index in islice(indices, max(1, ahead)):
+                waiting.append(executor.submit(self.read_frame, grid, index))
+            while waiting:
+                frame = waiting.popleft().result()
+                for index in islice(indices, 1):
+                    waiting.append(executor.submit(self.read_frame, grid, index))
+                yield frame
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _read_window(
+        self, level: Level, window: Window, geobox: GeoBox, index: FrameIndex | None
+    ) -> Frame:
+        pixels = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        inside = window & level.extent
+        if not inside.empty:
+            raw = self.reader.read(level, inside)
+            row, col = inside.row - window.row, inside.col - window.col
+            rows, cols = slice(row, row + inside.height), slice(col, col + inside.width)
+            # what is no data is black, whatever the file stores under its mask
+            np.multiply(self.stretch.apply(raw.pixels), raw.valid, out=pixels[:, rows, cols])
+            valid[rows, cols] = raw.valid
+        return Frame(pixels, valid, geobox, level, (window.row, window.col), index)
+
+    def _same_crs(self, geobox: GeoBox) -> bool:
+        from geosam2.levels import odc_crs
+
+        return bool(geobox.crs == odc_crs(self.levels[0].crs))
+
+    def close(self) -> None:
+        """Release files and connections; they are opened again when needed."""
+        self.reader.close()
+
+    def __repr__(self) -> str:
+        height, width = self.shape
+        crs = "pixel coordinates" if self.crs is None else self.crs.name
+        return (
+            f"<Scene {self.name}: {height} x {width} px at {self.gsd:.3g} m, {crs}, "
+            f"bands {', '.join(self.bands)}, {len(self.levels)} levels>"
+        )
+
+
+def open_scene(
+    x: Any,
+    bands: Bands | None = None,
+    stretch: StretchLike | None = None,
+    bounds: Any = None,
+    *,
+    bounds_crs: Any = None,
+    crs: Any = None,
+    pixel_coordinates: bool = False,
+) -> Scene:
+    """Open imagery: nothing but a header is read.
+
+    Args:
+        x: A path or URL of a raster that GDAL reads (GeoTIFF, COG, VRT ...), or a Scene.
+        bands: One band (grey) or three (red, green, blue), by number from 1 or by name. Default:
+            what the file says, else the usual order for the number of bands.
+        stretch: None: 8-bit values as stored, others between the 2nd and 98th percentile.
+            "percentile" for 8 bit too, "none" never; (low, high), one such pair per band, or a
+            `Stretch`.
+        bounds: Working area (left, bottom, right, top) in the scene's CRS, or anything of odc-geo
+            with a bounding box and a CRS.
+        bounds_crs: CRS of `bounds`, if it is another one.
+        crs: CRS of imagery that does not say its own.
+        pixel_coordinates: Open a picture without a place on the map; x = column, y = -row.
+
+    Raises:
+        SourceError: If it cannot be opened; the message names the remedy.
+        GeoreferenceError: If it has no usable place on the map.
+    """
+    if isinstance(x, Scene):
+        return x if bounds is None else x.within(bounds, crs=bounds_crs)
+    if isinstance(x, str | os.PathLike):
+        from geosam2.sources.geotiff import GeoTiffSource
+
+        reader = GeoTiffSource(x, bands=bands, crs=crs, pixel_coordinates=pixel_coordinates)
+        area = None if bounds is None else _bounds_in(bounds, bounds_crs, reader.crs)
+        return Scene(reader, area, stretch)
+    raise SourceError(
+        f"cannot open {type(x).__name__}: give a path, a URL, an XYZ template or an "
+        "xarray.DataArray"
+    )
+
+
+def _given_stretch(asked: Any) -> Stretch:
+    try:
+        pairs = [tuple(asked)] if np.ndim(asked) == 1 else [tuple(pair) for pair in asked]
+        low, high = zip(*((float(a), float(b)) for a, b in pairs), strict=True)
+    except (TypeError, ValueError):
+        raise SourceError(
+            f'stretch= is "percentile", "none", (low, high) or a pair per band, got {asked!r}'
+        ) from None
+    return Stretch(tuple(low), tuple(high))
+
+
+def _bounds_in(bounds: Any, given: Any, crs: CRS | None) -> Bounds:
+    """(left, bottom, right, top) in the scene's CRS."""
+    box = getattr(bounds, "boundingbox", bounds)
+    known = given if given is not None else getattr(box, "crs", None)
+    left, bottom, right, top = (float(v) for v in getattr(box, "bbox", box))
+    if not (left < right and bottom < top):
+        raise GeoreferenceError(
+            f"bounds are (left, bottom, right, top) with left < right and bottom < top, "
+            f"got {_short((left, bottom, right, top))}"
+        )
+    if known is None:
+        return left, bottom, right, top
+    if crs is None:
+        raise GeoreferenceError("bounds of a picture in pixel coordinates have no CRS")
+    from pyproj import Transformer
+
+    source = CRS.from_user_input(str(known) if hasattr(known, "proj") else known)
+    moved = Transformer.from_crs(source, crs, always_xy=True)
+    return moved.transform_bounds(left, bottom, right, top, densify_pts=21)
+
+
+def _short(bounds: Bounds) -> str:
+    return ", ".join(f"{v:g}" for v in bounds)

@@ -1,0 +1,604 @@
+"""GeoTIFF, COG, VRT and whatever else GDAL reads from a file or by range requests.
+
+A level is either the file itself, one of its overviews (opened as a dataset of its own, so that
+its pixels arrive exactly as stored), or an average over 2^k x 2^k pixels of the coarsest of those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as FileWindow
+
+from geosam2.errors import GeoreferenceError, SourceError
+from geosam2.levels import Level, Window, ground_size, ladder
+from geosam2.sources.bands import BandChoice, Bands, choose_bands
+from geosam2.sources.base import Raw, Source
+from geosam2.sources.redact import Redactor
+
+log = logging.getLogger(__name__)
+
+Dataset = Any  # rasterio's DatasetReader or WarpedVRT: rasterio has no types
+
+# How GDAL talks to a web server.
+_REMOTE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing, no look for side-car files
+    "CPL_VSIL_CURL_USE_HEAD": "NO",  # the first range request tells the size as well
+    "GDAL_INGESTED_BYTES_AT_OPEN": "65536",  # the whole header of a usual COG in one go
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_TIMEOUT": "60",
+    "CPL_VSIL_CURL_CACHE_SIZE": str(128 * 2**20),  # shared by the handles of all threads
+    "VSI_CACHE": "TRUE",
+}
+_MAX_STATS = 1000  # files of a VRT whose sizes and times go into the signature
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A stored raster that a level is read from."""
+
+    overview: int | None
+    """Number of the overview, None for the file itself."""
+    step: int
+    """Stored pixels along the side of one pixel of the level."""
+    extent: Window
+    """Lattice pixels of the stored raster."""
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What opening a file tells; everything else follows from it."""
+
+    crs: CRS | None
+    shape: tuple[int, int]
+    corner: tuple[float, float]
+    resolution: tuple[float, float]
+    flipped: bool
+    """Rows are stored from south to north."""
+    warp: dict[str, Any] | None
+    """Arguments of the WarpedVRT that makes the file north-up, if it is not."""
+    overviews: tuple[tuple[int, tuple[int, int]], ...]
+    """(factor, shape) each."""
+    dtype: np.dtype[Any]
+    nodata: float | None
+    mask: str
+    """"all", "nodata" (from the values) or "band" (alpha or a mask)."""
+    palette: NDArray[np.uint8] | None
+    """(256, 4) red, green, blue, alpha."""
+    compression: str
+    driver: str
+    block: tuple[int, int]
+    files: tuple[str, ...]
+
+
+class GeoTiffSource(Source):
+    """Reader of anything that rasterio opens.
+
+    Args:
+        path: A file, "http(s)://", "s3://" or one of GDAL's "/vsi" paths.
+        bands: See `choose_bands`.
+        crs: What the CRS is where the file does not say; a file that says is believed.
+        pixel_coordinates: Ignore the place on the map: x = column, y = -row, as QGIS shows
+            pictures without a place.
+
+    Raises:
+        SourceError: If it cannot be opened.
+        GeoreferenceError: If it has no usable place on the map.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        bands: Bands | None = None,
+        crs: Any = None,
+        pixel_coordinates: bool = False,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._door = Redactor.of(self._path)
+        self._door.guard_logs()
+        self.location = self._door.public
+        self.name = Path(self.location.partition("?")[0]).name or self.location
+        self._remote = is_remote(self._path)
+        self._pool = _Pool()
+        with self._translated("cannot open"), self._env(), self._open_file(None) as dataset:
+            facts = _facts(dataset, crs, pixel_coordinates, self.location)
+            self.choice = _choose(dataset, bands, facts)
+            overviews = _overview_shapes(self, dataset) if facts.warp is None else ()
+            self._content = _content_marks(dataset)
+        self._facts = facts = replace(facts, overviews=overviews)
+        self.crs, self.nodata, self.dtype = facts.crs, facts.nodata, facts.dtype
+        self.levels, self._bases = _levels(facts)
+        self._signature: str | None = None
+
+    # -- what it is
+
+    @property
+    def signature(self) -> str:
+        """See `Source.signature`: path, size and time of a file; URL and ETag of a remote one."""
+        if self._signature is None:
+            how = f"{self._facts.crs}|{self._facts.warp}|{self._facts.corner}"
+            what = _remote_marks(self._path) if self._remote else _file_marks(self._facts.files)
+            text = "|".join((self._door.identity, *(what or (self._content,)), how))
+            self._signature = hashlib.sha256(text.encode()).hexdigest()
+        return self._signature
+
+    def details(self) -> dict[str, Any]:
+        """See `Source.details`."""
+        facts = self._facts
+        return {
+            "driver": facts.driver,
+            "compression": facts.compression,
+            "block": list(facts.block),
+            "overviews": [factor for factor, _ in facts.overviews],
+            "mask": {"all": "none", "nodata": "nodata value", "band": "mask or alpha"}[facts.mask],
+            "palette": facts.palette is not None,
+            "warped_to_north_up": facts.warp is not None,
+        }
+
+    # -- reading
+
+    def read(self, level: Level, window: Window) -> Raw:
+        """See `Source.read`."""
+        base = self._bases[level.index]
+        with self._translated("cannot read"), self._env(), self._handle(base.overview) as dataset:
+            raw = self._read_base(dataset, base, window)
+        return raw if self._facts.palette is None else _expand(raw, self._facts.palette)
+
+    def _read_base(self, dataset: Dataset, base: _Base, window: Window) -> Raw:
+        extent, step = base.extent, base.step
+        rows = _spans(window.row, window.height, extent.row, extent.height, step)
+        cols = _spans(window.col, window.width, extent.col, extent.width, step)
+        pieces = [[self._read_piece(dataset, base, r, c) for c in cols] for r in rows]
+        if len(rows) == len(cols) == 1:
+            return pieces[0][0]
+        return Raw(
+            np.concatenate([np.concatenate([p.pixels for p in row], 2) for row in pieces], 1),
+            np.concatenate([np.concatenate([p.valid for p in row], 1) for row in pieces], 0),
+        )
+
+    def _read_piece(self, dataset: Dataset, base: _Base, rows: _Span, cols: _Span) -> Raw:
+        """Stored pixels of a piece, averaged where a level's pixel is larger than a stored one."""
+        start = base.extent.height - rows.start - rows.length if self._facts.flipped else rows.start
+        how: dict[str, Any] = {"window": FileWindow(cols.start, start, cols.length, rows.length)}
+        shape = (rows.count, cols.count)
+        averaged = shape != (rows.length, cols.length)
+        if averaged:
+            # colours of a palette and complex values have no meaningful mean
+            plain = self._facts.palette is None and self.dtype.kind != "c"
+            how["resampling"] = Resampling.average if plain else Resampling.nearest
+        indices = list(self.choice.indices)
+        pixels = dataset.read(indices, out_shape=(len(indices), *shape), **how)
+        valid = self._valid(dataset, pixels, shape, averaged, how)
+        if pixels.dtype.kind == "c":
+            pixels = np.abs(pixels)
+        if self._facts.flipped:
+            pixels, valid = pixels[:, ::-1], valid[::-1]
+        return Raw(pixels, valid)
+
+    def _valid(
+        self,
+        dataset: Dataset,
+        pixels: NDArray[Any],
+        shape: tuple[int, int],
+        averaged: bool,
+        how: dict[str, Any],
+    ) -> NDArray[np.bool_]:
+        """A pixel has data if any of the bands has (rasterio's `dataset_mask`)."""
+        if self._facts.mask == "all":
+            valid = np.ones(shape, bool)
+        elif self._facts.mask == "nodata" and not averaged and pixels.dtype.kind in "iu":
+            valid = (pixels != self.nodata).any(axis=0)  # the values are here: no second read
+        else:
+            indices = list(self.choice.indices) if self._facts.mask == "nodata" else [1]
+            masks = dataset.read_masks(indices, out_shape=(len(indices), *shape), **how)
+            # of an averaged mask: at least half of the pixel has data
+            valid = (masks > 127).any(axis=0)
+        if pixels.dtype.kind in "fc":
+            valid &= np.isfinite(pixels).any(axis=0)
+        return valid
+
+    # -- handles
+
+    @contextmanager
+    def _handle(self, overview: int | None) -> Iterator[Dataset]:
+        """A dataset that no other thread uses meanwhile."""
+        with self._pool.borrow(overview, self._open_any) as dataset:
+            yield dataset
+
+    def _open_any(self, overview: int | None) -> tuple[Dataset, ExitStack]:
+        stack = ExitStack()
+        dataset = stack.enter_context(self._open_file(overview))
+        if self._facts.warp is not None:
+            dataset = stack.enter_context(WarpedVRT(dataset, **self._facts.warp))
+        return dataset, stack
+
+    def _open_file(self, overview: int | None) -> Dataset:
+        options = {} if overview is None else {"OVERVIEW_LEVEL": overview}
+        with warnings.catch_warnings():
+            # said better by ourselves, as an error that names the remedy
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(self._path, **options)
+
+    @contextmanager
+    def _env(self) -> Iterator[None]:
+        if not self._remote:
+            yield
+            return
+        with rasterio.Env(**_REMOTE):
+            yield
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """rasterio's errors as ours. The cause is dropped: it would show the URL with its key."""
+        try:
+            yield
+        except RasterioError as error:
+            reason = self._door.clean(error).replace(self._path, self.location)
+            raise SourceError(f"{what} {self.location}: {reason}. {_remedy(reason)}") from None
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._pool.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but open files, which another process opens for itself."""
+        return {key: value for key, value in self.__dict__.items() if key != "_pool"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pool = _Pool()
+        self._door.guard_logs()
+
+
+class _Pool:
+    """Open datasets that wait for a reader; a handle of GDAL's is for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[int | None, list[tuple[Dataset, ExitStack]]] = {}
+        self._process = os.getpid()
+
+    @contextmanager
+    def borrow(self, key: int | None, opener: Any) -> Iterator[Dataset]:
+        with self._lock:
+            if self._process != os.getpid():
+                # after a fork: the file positions are shared with the parent, so open anew
+                self._idle, self._process = {}, os.getpid()
+            waiting = self._idle.setdefault(key, [])
+            entry = waiting.pop() if waiting else None
+        dataset, stack = entry or opener(key)
+        try:
+            yield dataset
+        except BaseException:
+            stack.close()  # a handle that failed may stay in a bad state
+            raise
+        with self._lock:
+            self._idle.setdefault(key, []).append((dataset, stack))
+
+    def close(self) -> None:
+        with self._lock:
+            entries = [entry for waiting in self._idle.values() for entry in waiting]
+            self._idle = {}
+        for _, stack in entries:
+            stack.close()
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Stored pixels `start` .. `start + length` along one axis become `count` pixels."""
+
+    start: int
+    length: int
+    count: int
+
+
+def _spans(first: int, count: int, base_first: int, base_count: int, step: int) -> list[_Span]:
+    """Split a level's pixels first .. first + count into pieces of equal cells.
+
+    All cells are whole but the first and the last of the raster, which the raster's edge may cut.
+
+    >>> spans = _spans(0, 4, 3, 11, 4)  # stored pixels 3..13 in cells of 4: 1 + 4 + 4 + 2
+    >>> [(s.start, s.length, s.count) for s in spans]
+    [(0, 1, 1), (1, 8, 2), (9, 2, 1)]
+    """
+    cuts = [(first + i) * step - base_first for i in range(count + 1)]
+    cuts[0], cuts[-1] = max(cuts[0], 0), min(cuts[-1], base_count)
+    lead = count > 1 and cuts[1] - cuts[0] < step
+    trail = count > 1 and cuts[-1] - cuts[-2] < step
+    marks = sorted({0, int(lead), count - int(trail), count})
+    return [_Span(cuts[a], cuts[b] - cuts[a], b - a) for a, b in pairwise(marks)]
+
+
+def is_remote(path: str) -> bool:
+    """True if reading the path goes over a network."""
+    return path.startswith(("http://", "https://", "s3://", "/vsicurl", "/vsis3"))
+
+
+def _facts(dataset: Dataset, crs: Any, pixel_coordinates: bool, location: str) -> _Facts:
+    place = _place(dataset, crs, pixel_coordinates, location)
+    if dataset.count == 0:
+        raise SourceError(f"{location} has no bands of its own: name one of its subdatasets")
+    flags = dataset.mask_flag_enums[0]
+    mask = "all" if MaskFlags.all_valid in flags else "nodata"
+    if MaskFlags.per_dataset in flags or MaskFlags.alpha in flags:
+        mask = "band"
+    if place["warp"] is not None:
+        mask = "band" if place["warp"].get("add_alpha") or mask == "band" else "nodata"
+    return _Facts(
+        **place,
+        overviews=(),
+        dtype=np.dtype(_DTYPES.get(dataset.dtypes[0], dataset.dtypes[0])),
+        nodata=dataset.nodata,
+        mask=mask,
+        palette=_palette(dataset),
+        compression=str(dataset.compression.value) if dataset.compression else "none",
+        driver=dataset.driver,
+        block=dataset.block_shapes[0],
+        files=tuple(dataset.files[:_MAX_STATS]),
+    )
+
+
+_DTYPES = {"complex_int16": "complex64"}  # rasterio's own names
+
+
+def _place(dataset: Dataset, crs: Any, pixel_coordinates: bool, location: str) -> dict[str, Any]:
+    """Where the pixels are: CRS, north-up corner and cells, and how to get there."""
+    if pixel_coordinates:
+        return _as_pixels(dataset)
+    where = _crs_of(dataset, crs, location)
+    transform = dataset.transform
+    if where is None:
+        raise GeoreferenceError(
+            f"{location} has no {_what_is_missing(dataset)}, so its polygons would have no place "
+            "on the map: pass crs= if you know it, or pixel_coordinates=True to work in pixels"
+        )
+    gcps, _ = dataset.gcps
+    if transform.is_identity and (gcps or dataset.rpcs):
+        return _through_gcps(dataset, where, location)
+    if transform.is_identity:
+        raise GeoreferenceError(
+            f"{location} does not say where its pixels lie: add a world file or georeference it "
+            "(gdal_translate -a_ullr), or pass pixel_coordinates=True to work in pixels"
+        )
+    if transform.b or transform.d or transform.a < 0:
+        return _warped(dataset, where, where)
+    top = transform.f if transform.e < 0 else transform.f + dataset.height * transform.e
+    return {
+        "crs": where,
+        "shape": dataset.shape,
+        "corner": (transform.c, top),
+        "resolution": (transform.a, abs(transform.e)),
+        "flipped": transform.e > 0,
+        "warp": None,
+    }
+
+
+def _as_pixels(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "crs": None,
+        "shape": dataset.shape,
+        "corner": (0.0, 0.0),
+        "resolution": (1.0, 1.0),
+        "flipped": False,
+        "warp": None,
+    }
+
+
+def _what_is_missing(dataset: Dataset) -> str:
+    return "georeference" if dataset.transform.is_identity else "coordinate reference system"
+
+
+def _crs_of(dataset: Dataset, given: Any, location: str) -> CRS | None:
+    stored = dataset.crs or dataset.gcps[1]
+    if stored:
+        if given is not None and CRS.from_wkt(stored.to_wkt()) != CRS.from_user_input(given):
+            raise GeoreferenceError(
+                f"{location} says that its CRS is {stored.to_string()[:60]}, not {given}: "
+                "leave crs= out, or correct the file (gdal_edit.py -a_srs)"
+            )
+        return CRS.from_wkt(stored.to_wkt())
+    if dataset.rpcs and given is None:
+        return CRS.from_epsg(4326)
+    return None if given is None else CRS.from_user_input(given)
+
+
+def _through_gcps(dataset: Dataset, where: CRS, location: str) -> dict[str, Any]:
+    """A picture tied down by ground control points is warped to the local UTM zone."""
+    points, _ = dataset.gcps
+    if not points:
+        raise GeoreferenceError(
+            f"{location} has only RPCs, which need the height of the ground: orthorectify it first "
+            "(gdalwarp -rpc -to RPC_DEM=dem.tif in.tif out.tif)"
+        )
+    if len(points) < 3:
+        raise GeoreferenceError(f"{location} has {len(points)} ground control points: 3 are needed")
+    target = where
+    if where.is_geographic:
+        lon = float(np.mean([p.x for p in points]))
+        lat = float(np.mean([p.y for p in points]))
+        target = CRS.from_wkt(OdcCRS.utm(lon, lat).to_wkt())
+    return _warped(dataset, where, target)
+
+
+def _warped(dataset: Dataset, where: CRS, target: CRS) -> dict[str, Any]:
+    """North-up grid of about the same cells, through GDAL's warper with nearest pixels."""
+    options: dict[str, Any] = {"src_crs": where.to_wkt(), "crs": target.to_wkt()}
+    if MaskFlags.all_valid in dataset.mask_flag_enums[0]:
+        options["add_alpha"] = True  # the corners that the turned picture leaves empty
+    with WarpedVRT(dataset, **options) as vrt:
+        transform, shape = vrt.transform, vrt.shape
+    return {
+        "crs": target,
+        "shape": shape,
+        "corner": (transform.c, transform.f),
+        "resolution": (transform.a, -transform.e),
+        "flipped": False,
+        "warp": options,
+    }
+
+
+def _palette(dataset: Dataset) -> NDArray[np.uint8] | None:
+    if ColorInterp.palette not in dataset.colorinterp:
+        return None
+    table = np.zeros((256, 4), np.uint8)
+    for value, colour in dataset.colormap(
+        dataset.colorinterp.index(ColorInterp.palette) + 1
+    ).items():
+        if value < 256:
+            table[value] = colour
+    return table
+
+
+def _expand(raw: Raw, palette: NDArray[np.uint8]) -> Raw:
+    colours = palette[raw.pixels[0]]
+    return Raw(np.moveaxis(colours[..., :3], -1, 0), raw.valid & (colours[..., 3] > 0))
+
+
+def _choose(dataset: Dataset, bands: Bands | None, facts: _Facts) -> BandChoice:
+    colours = [c.name for c in dataset.colorinterp]
+    return choose_bands(dataset.count, dataset.descriptions, colours, bands)
+
+
+def _overview_shapes(
+    source: GeoTiffSource, dataset: Dataset
+) -> tuple[tuple[int, tuple[int, int]], ...]:
+    factors = dataset.overviews(source.choice.indices[0])
+    found = []
+    for number, factor in enumerate(factors):
+        with source._open_file(number) as overview:
+            found.append((factor, overview.shape))
+    return tuple(found)
+
+
+def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
+    """The ladder 1, 2, 4 ... of a file: an overview where one is near, else a decimation."""
+    stored = [(1, facts.shape, None)] + [
+        (factor, shape, i) for i, (factor, shape) in enumerate(facts.overviews)
+    ]
+    crs = None if facts.crs is None else _crs_text(facts.crs)
+    left, top = facts.corner
+    middle = (
+        left + facts.shape[1] * facts.resolution[0] / 2,
+        top - facts.shape[0] * facts.resolution[1] / 2,
+    )
+    gsd = ground_size(facts.crs, *middle, facts.resolution)
+    native = Level.at_corner(left, top, facts.resolution, facts.shape, crs=crs, gsd=gsd)
+    levels: list[Level] = []
+    bases: list[_Base] = []
+    steps = sorted({*ladder(native, facts.shape), *(_power(f) for f, _, _ in stored)})
+    for wanted in steps:
+        factor, shape, overview = [s for s in stored if s[0] <= wanted * 1.25][-1]
+        step = max(1, round(wanted / factor))
+        cells = (
+            facts.resolution[0] * facts.shape[1] / shape[1],
+            facts.resolution[1] * facts.shape[0] / shape[0],
+        )
+        base = Level.at_corner(left, top, cells, shape, crs=crs)
+        resolution = (cells[0] * step, cells[1] * step)
+        level = replace(
+            base,
+            index=len(levels),
+            label="native" if factor * step == 1 else f"1/{factor * step}",
+            resolution=resolution,
+            extent=base.extent.coarsened(step),
+            gsd=gsd * base.cell_size * step / native.cell_size,
+        )
+        if levels and level.label == levels[-1].label:
+            continue
+        levels.append(level)
+        bases.append(_Base(overview, step, base.extent))
+    return tuple(levels), tuple(bases)
+
+
+def _power(factor: int) -> int:
+    """Nearest power of two."""
+    return 1 << round(math.log2(factor))
+
+
+def _crs_text(crs: CRS) -> str:
+    """Short if the CRS carries the code of an authority, exact otherwise."""
+    known = crs.to_json_dict().get("id")  # `to_authority` searches the whole database: 0.3 s
+    if known:
+        text = f"{known['authority']}:{known['code']}"
+        with suppress(CRSError):
+            if CRS.from_user_input(text) == crs:
+                return text
+    return crs.to_wkt()
+
+
+def _content_marks(dataset: Dataset) -> str:
+    """What the header tells of the content, for files that have neither time nor ETag."""
+    (height, width), (tall, wide) = dataset.shape, dataset.block_shapes[0]
+    rows, cols = (height - 1) // tall, (width - 1) // wide
+    marks = [
+        dataset.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1)
+        for what in ("OFFSET", "SIZE")
+        for x, y in ((0, 0), (cols, rows))
+    ]
+    return f"{dataset.profile}|{marks}"
+
+
+def _file_marks(files: tuple[str, ...]) -> tuple[str, ...]:
+    marks = []
+    for name in files:
+        try:
+            stat = Path(name).stat()
+        except OSError:
+            continue
+        marks.append(f"{Path(name).resolve()}|{stat.st_size}|{stat.st_mtime_ns}")
+    return tuple(marks)
+
+
+def _remote_marks(path: str) -> tuple[str, ...]:
+    """ETag and size; none where the server does not answer an ordinary request (s3)."""
+    import httpx
+
+    if not path.startswith(("http://", "https://")):
+        return ()
+    try:
+        # not HEAD: a signed URL is signed for GET
+        answer = httpx.get(path, headers={"Range": "bytes=0-0"}, timeout=20, follow_redirects=True)
+    except httpx.HTTPError:
+        return ()
+    names = ("etag", "last-modified", "content-range")
+    marks = tuple(answer.headers[name] for name in names if name in answer.headers)
+    return marks if answer.is_success else ()
+
+
+def _remedy(reason: str) -> str:
+    """What a person can do about it."""
+    lower = reason.lower()
+    if "403" in lower or "401" in lower:
+        return "The server refuses: check the key in the URL, or whether a signed URL has expired."
+    if "404" in lower or "no such file" in lower or "does not exist" in lower:
+        return "Check the spelling of the path."
+    if "not recognized" in lower:
+        return "It is no raster that GDAL knows; the download may be incomplete."
+    if "read" in lower or "tiff" in lower or "block" in lower:
+        return "The file seems to be damaged or cut off: fetch it again, or run gdalinfo on it."
+    return "Try gdalinfo on it."
