@@ -1,0 +1,110 @@
+"""What the worker needs from something that can segment.
+
+Two exist: `fake` (colour region growing, numpy only) and `real` (`geosam2.segmenter`). Every method
+runs in the worker's main thread. Pixels are fetched through the reader that `open` got; it raises
+when the job was cancelled, and the exception must pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from geosam2.worker.source import Bounds, Clicks, Reader, SceneInfo
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object, or what is known of it so far."""
+
+    wkb: bytes
+    """Polygon or MultiPolygon in the scene's CRS; empty bytes when nothing was found."""
+    score: float
+    """The network's own estimate of the mask's IoU, 0..1."""
+    stability: float
+    """IoU of the masks at a stricter and a laxer threshold, 0..1."""
+    open_edges: int
+    """Frame borders where the object goes on but was not followed."""
+    frames: int
+    """Frames that were looked at."""
+    cell: float
+    """Cell size of the level in CRS units."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More attributes for the client (JSON)."""
+
+    def header(self) -> dict[str, Any]:
+        """The part that goes into a message's JSON line."""
+        return {
+            "score": round(self.score, 4),
+            "stability": round(self.stability, 4),
+            "open_edges": self.open_edges,
+            "frames": self.frames,
+            "cell": self.cell,
+            **self.extra,
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress of a long job after one frame."""
+
+    done: int
+    """Frames looked at."""
+    waiting: int
+    """Frames that wait in the queue."""
+    found: tuple[Found, ...] = ()
+    """Following: the object so far. Everything: objects that are finished with this step."""
+    frame: Bounds | None = None
+    """Bounds of the frame that was looked at."""
+
+
+class Follower(Protocol):
+    """An object being followed over frames: iterate for steps; corrigible between two steps."""
+
+    def __iter__(self) -> Iterator[Step]: ...
+
+    def correct(self, clicks: Clicks) -> Step:
+        """Add clicks to the prompt; what is known is decided again around them."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write everything that `Backend.restore` needs (atomically)."""
+        ...
+
+
+class Backend(Protocol):
+    """Something that turns clicks into polygons."""
+
+    name: str
+
+    def describe(self) -> dict[str, Any]:
+        """For the `ready` message: device, model, versions. Must not load anything."""
+        ...
+
+    def load(self, model: str | None, device: str | None) -> dict[str, Any]:
+        """Load a model (None: the default); returns what the client should know of it."""
+        ...
+
+    def open(self, scene: SceneInfo, read: Reader) -> None:
+        """Work on this scene from now on."""
+        ...
+
+    def preview(self, clicks: Clicks, level: int | None) -> list[Found]:
+        """The object under the clicks on one frame, best first; more than one if ambiguous."""
+        ...
+
+    def follow(self, clicks: Clicks, level: int | None, options: dict[str, Any]) -> Follower:
+        """Follow the object over the map."""
+        ...
+
+    def restore(self, path: Path) -> Follower:
+        """Go on with a follower that was saved, perhaps by another process."""
+        ...
+
+    def everything(
+        self, bounds: Bounds, level: int | None, options: dict[str, Any]
+    ) -> Iterator[Step]:
+        """Find every object inside the bounds."""
+        ...
