@@ -1,4 +1,4 @@
-"""The numbers that make one SAM 2 differ from another: a flat frozen dataclass, variants as data."""
+"""The numbers that make one SAM 2 differ from another: a frozen dataclass, variants as data."""
 
 from __future__ import annotations
 
@@ -119,7 +119,10 @@ class ModelConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise InputError(f"Unknown settings {unknown}; this file is from a newer version.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fitted: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**fitted)
 
 
 _TINY = ModelConfig()

@@ -143,11 +143,11 @@ class MaskDecoder(nn.Module):
         tokens = torch.cat([torch.cat(own).expand(N, -1, -1), sparse], dim=1)
         tokens, src = self.transformer(tokens, image.flatten(2).transpose(1, 2), positions)
         masks = tokens[:, 2 : 2 + MASKS]  # N, 4, C
-        upscaled = self._upscale(src.transpose(1, 2).unflatten(2, (h, w)), *skips)
+        upscaled = self._upscale(torch.unflatten(src.transpose(1, 2), 2, (h, w)), *skips)
         weights = [mlp(masks[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
         logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)  # N, 4, 16 h w
         return DecoderOutput(
-            logits.unflatten(2, (4 * h, 4 * w)),
+            torch.unflatten(logits, 2, (4 * h, 4 * w)),
             self.iou_prediction_head(tokens[:, 1]).sigmoid(),
             self.pred_obj_score_head(tokens[:, 0]).squeeze(1),
             masks,

@@ -59,7 +59,7 @@ def rotary_table(
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the first len(table) tokens of (N, S, C) pair by pair; the others stay."""
     count = len(table)
-    pairs = torch.view_as_complex(x[:, :count].float().unflatten(2, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(torch.unflatten(x[:, :count].float(), 2, (-1, 2)).contiguous())
     turned = torch.view_as_real(pairs * table).flatten(2).to(x.dtype)
     return turned if count == x.shape[1] else torch.cat([turned, x[:, count:]], dim=1)
 
@@ -69,7 +69,8 @@ def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v)
     k = k.transpose(1, 2) * q.shape[2] ** -0.5
-    rows = [torch.softmax(part @ k, dim=2) @ v for part in q.split(CHUNK, dim=1)]
+    parts = (q[:, i : i + CHUNK] for i in range(0, q.shape[1], CHUNK))
+    rows = [torch.softmax(part @ k, dim=2) @ v for part in parts]
     return torch.cat(rows, dim=1)
 
 
@@ -136,4 +137,4 @@ class MemoryAttention(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # N, L, C
         for layer in self.layers:
             x = layer(x, memory, here)
-        return cast(Tensor, self.norm(x).transpose(1, 2).unflatten(2, (H, W)))
+        return cast(Tensor, torch.unflatten(self.norm(x).transpose(1, 2), 2, (H, W)))

@@ -56,7 +56,7 @@ class Fuser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
-        return x
+        return cast(Tensor, x)
 
 
 class MemoryEncoder(nn.Module):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,9 +40,10 @@ class FpnNeck(nn.Module):
         Nothing is added to these levels, so the two matrices are multiplied first: d_model
         channels of the largest maps are never made.
         """
-        first = self.convs[len(maps) - 1 - level].conv
-        weight = follow.weight.flatten(1) @ first.weight.flatten(1)
-        bias = torch.addmv(follow.bias, follow.weight.flatten(1), first.bias)  # type: ignore[arg-type]
+        first = cast(nn.Conv2d, self.convs[len(maps) - 1 - level].conv)
+        outer, inner = follow.weight.flatten(1), first.weight.flatten(1)
+        bias = cast(Tensor, follow.bias) + outer @ cast(Tensor, first.bias)
+        weight = outer @ inner
         return F.conv2d(maps[level], weight[..., None, None], bias)
 
 

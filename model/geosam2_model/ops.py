@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from itertools import pairwise
 from typing import ParamSpec, TypeVar, cast
 
 import torch
@@ -40,7 +41,7 @@ class MLP(nn.Module):
         activation: Callable[[Tensor], Tensor] = F.relu,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +79,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         Tokens (B, L, D).
     """
     batch = max(q.shape[0], k.shape[0])
-    q, k, v = (x.expand(batch, -1, -1).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (
+        torch.unflatten(x.expand(batch, -1, -1), 2, (heads, -1)).transpose(1, 2) for x in (q, k, v)
+    )
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # B, L, D
 
 

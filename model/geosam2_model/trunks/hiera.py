@@ -1,4 +1,4 @@
-"""Hiera, the trunk of SAM 2 (https://arxiv.org/abs/2306.00989, https://arxiv.org/abs/2408.00714 C.1).
+"""Hiera, the trunk of SAM 2 (https://arxiv.org/abs/2306.00989; SAM 2 paper, C.1).
 
 The tokens never leave one nested order: 8 x 8 windows one after another, inside them 4 x 4, inside
 those 2 x 2. The windows of the first two stages are then plain views, and every pooling step joins
@@ -76,7 +76,7 @@ def _inverse(take: Tensor, count: int) -> Tensor:
 
 def pool4(x: Tensor) -> Tensor:
     """Maximum of each four consecutive tokens: (B, L, ...) -> (B, L / 4, ...)."""
-    return x.unflatten(1, (-1, 4)).amax(2)
+    return torch.unflatten(x, 1, (-1, 4)).amax(2)
 
 
 class Attention(nn.Module):
