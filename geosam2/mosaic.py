@@ -9,7 +9,7 @@ fifty frames weigh a few megabytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,28 +69,32 @@ class Patch:
         height, width = self.shape
         return self.row, self.col, self.row + height, self.col + width
 
-    def full(self) -> FloatArray:
-        """Logits at level resolution, bilinear; (height, width) float32."""
+    def full(self, step: int = 1) -> FloatArray:
+        """Logits at `step` level pixels a cell, bilinear; (height / step, width / step) float32."""
         import torch
         from torch.nn import functional as F
 
-        if self.step == 1:
+        if self.step == step:
             return self.logits
         small = torch.from_numpy(self.logits)[None, None]
-        large = F.interpolate(small, scale_factor=float(self.step), mode="bilinear")
+        if self.step < step:
+            large = F.avg_pool2d(small, step // self.step)
+        else:
+            large = F.interpolate(small, scale_factor=self.step / step, mode="bilinear")
         found: FloatArray = large[0, 0].numpy()
         return found
 
-    def weights(self) -> FloatArray:
-        """Blending weight of each pixel: a cosine ramp at the borders; 0 on nodata.
+    def weights(self, step: int = 1) -> FloatArray:
+        """Blending weight of each cell: a cosine ramp at the borders; 0 where half is nodata.
 
         The ramps of two frames that overlap by `overlap` pixels add up to one.
         """
         height, width = self.shape
-        weights = np.outer(_ramp(height, self.overlap), _ramp(width, self.overlap))
-        weights = np.maximum(weights, LEAST_WEIGHT).astype(np.float32)
+        rows, cols = _ramp(height, self.overlap, step), _ramp(width, self.overlap, step)
+        weights = np.maximum(np.outer(rows, cols), LEAST_WEIGHT).astype(np.float32)
         if self.valid is not None:
-            weights *= self.valid
+            cells = self.valid.reshape(height // step, step, width // step, step)
+            weights *= cells.mean((1, 3)) > 0.5
         return weights
 
 
@@ -137,41 +141,59 @@ class LogitMosaic:
         Returns:
             (height, width) float32.
         """
-        logits, weight = self._blend((row, col, row + height, col + width), skip=None)
+        box = row, col, row + height, col + width
+        logits, weight = self._blend(box, 1, frozenset())
         return np.where(weight > 0, logits, np.float32(fill))
 
     def known(
-        self, row: int, col: int, height: int, width: int, *, skip: Hashable = None
-    ) -> tuple[FloatArray, BoolArray]:
-        """Blended logits and where there are any, without the patch `skip`.
+        self,
+        row: int,
+        col: int,
+        height: int,
+        width: int,
+        *,
+        step: int = 1,
+        skip: Collection[Hashable] = (),
+    ) -> tuple[FloatArray, FloatArray]:
+        """Blended logits and how firmly they are known, without the patches in `skip`.
+
+        Args:
+            row: Lattice row of the top edge; like the other three a multiple of `step`.
+            col: Lattice column of the left edge.
+            height: Level pixels.
+            width: Level pixels.
+            step: Level pixels per cell of the result.
+            skip: Keys of patches to leave out.
 
         Returns:
-            Logits (height, width) float32, 0 where unknown; known (height, width) bool.
+            Logits (height / step, width / step) float32, 0 where unknown; weight of the same
+            shape, 0 = unknown, about 1 in the middle of a frame.
         """
-        logits, weight = self._blend((row, col, row + height, col + width), skip=skip)
-        return logits, weight > 0
+        return self._blend((row, col, row + height, col + width), step, skip)
 
-    def _blend(self, box: Box, skip: Hashable) -> tuple[FloatArray, FloatArray]:
-        shape = box[2] - box[0], box[3] - box[1]
+    def _blend(
+        self, box: Box, step: int, skip: Collection[Hashable]
+    ) -> tuple[FloatArray, FloatArray]:
+        shape = (box[2] - box[0]) // step, (box[3] - box[1]) // step
         logits, known = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        inside = {k: p for k, p in self.patches.items() if k != skip and _meet(p.box, box)}
+        inside = {k: p for k, p in self.patches.items() if k not in skip and _meet(p.box, box)}
         for rank in sorted({patch.rank for patch in inside.values()}):
             keys = sorted((k for k, p in inside.items() if p.rank == rank), key=_order)
-            mean, weight = self._rank([inside[k] for k in keys], box)
+            mean, weight = self._rank([inside[k] for k in keys], box, step)
             share = np.where(known > 0, np.minimum(weight, 1), weight > 0).astype(np.float32)
             logits = mean * share + logits * (1 - share)
             known = np.maximum(known, weight)
         return logits, known
 
     @staticmethod
-    def _rank(patches: list[Patch], box: Box) -> tuple[FloatArray, FloatArray]:
+    def _rank(patches: list[Patch], box: Box, step: int) -> tuple[FloatArray, FloatArray]:
         """Weighted mean of patches of one rank, and the sum of their weights."""
-        shape = box[2] - box[0], box[3] - box[1]
+        shape = (box[2] - box[0]) // step, (box[3] - box[1]) // step
         total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for patch in patches:
-            to, take = _common(box, patch.box)
-            part = patch.weights()[take]
-            total[to] += part * patch.full()[take]
+            to, take = _common(box, patch.box, step)
+            part = patch.weights(step)[take]
+            total[to] += part * patch.full(step)[take]
             weight[to] += part
         total /= np.where(weight > 0, weight, np.float32(1))
         return total, weight
@@ -293,14 +315,12 @@ def _order(key: Hashable) -> Any:
     return key
 
 
-def _ramp(length: int, overlap: int) -> FloatArray:
-    """(length,) 1 in the middle, falling as a raised cosine over `overlap` pixels at both ends."""
-    ramp = np.ones(length, np.float32)
-    overlap = min(overlap, length // 2)
-    if overlap:
-        rise = 0.5 - 0.5 * np.cos(np.pi * (np.arange(overlap) + 0.5) / overlap)
-        ramp[:overlap] = rise
-        ramp[-overlap:] = rise[::-1]
+def _ramp(length: int, overlap: int, step: int) -> FloatArray:
+    """(length / step,) 1 in the middle, a raised cosine over `overlap` pixels at both ends."""
+    centre = np.arange(length // step) * step + step / 2
+    inside = np.minimum(centre, length - centre)
+    rise = np.clip(inside / max(min(overlap, length // 2), 1), 0, 1)
+    ramp: FloatArray = (0.5 - 0.5 * np.cos(np.pi * rise)).astype(np.float32)
     return ramp
 
 
@@ -308,12 +328,16 @@ def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _common(box: Box, other: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The common rectangle as slices into `box` and into `other`."""
+def _common(box: Box, other: Box, step: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The common rectangle as slices of cells into `box` and into `other`."""
     top, left = max(box[0], other[0]), max(box[1], other[1])
     bottom, right = min(box[2], other[2]), min(box[3], other[3])
-    to = slice(top - box[0], bottom - box[0]), slice(left - box[1], right - box[1])
-    take = slice(top - other[0], bottom - other[0]), slice(left - other[1], right - other[1])
+
+    def cells(start: int, stop: int, origin: int) -> slice:
+        return slice((start - origin) // step, (stop - origin) // step)
+
+    to = cells(top, bottom, box[0]), cells(left, right, box[1])
+    take = cells(top, bottom, other[0]), cells(left, right, other[1])
     return to, take
 
 
