@@ -40,6 +40,8 @@ class Server:
     """In order of arrival; cleared by the test as it likes."""
     fault: Callable[[str], tuple[int, bytes] | None] | None = None
     """path -> (status, body) to answer instead of the file, or None to serve it."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with each fault, such as Retry-After."""
 
     @property
     def bytes_sent(self) -> int:
@@ -111,7 +113,7 @@ def _respond(
     """Status, headers and body for one path."""
     fault = state.fault(path) if state.fault else None
     if fault is not None:
-        return fault[0], {}, fault[1]
+        return fault[0], dict(state.headers), fault[1]
     file = (root / unquote(urlsplit(path).path).lstrip("/")).resolve()
     if not file.is_relative_to(root) or not file.is_file():
         return HTTPStatus.NOT_FOUND, {}, b""

@@ -29,7 +29,7 @@ def noise(rng: Rng, shape: Shape, scale: float, octaves: int = 4) -> Array:
 
 def ground(rng: Rng, shape: Shape) -> Array:
     """Grass, scrub and bare soil that grade into each other."""
-    dryness = np.tanh(2 * noise(rng, shape, 300, 6)).astype(np.float32) / 2 + np.float32(0.5)
+    dryness: Array = np.float32(0.5) * (1 + np.tanh(2 * noise(rng, shape, 300, 6)))
     grass, soil = _colour(0.30, 0.37, 0.22), _colour(0.50, 0.44, 0.34)
     return _mix(grass, soil, dryness) * (1 + 0.22 * noise(rng, shape, 12, 4))
 
