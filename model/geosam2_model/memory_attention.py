@@ -137,4 +137,4 @@ class MemoryAttention(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # N, L, C
         for layer in self.layers:
             x = layer(x, memory, here)
-        return cast(Tensor, torch.unflatten(self.norm(x).transpose(1, 2), 2, (H, W)))
+        return torch.unflatten(self.norm(x).transpose(1, 2), 2, (H, W))

@@ -37,6 +37,9 @@ class Memory:
     def __len__(self) -> int:
         return len(self.pointer)
 
+    def __getitem__(self, rows: slice) -> Memory:
+        return Memory(self.features[rows], self.pointer[rows], self.object_score[rows])
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Memory:
         """Elsewhere, or with spatial features of another type (bfloat16 halves them)."""
         features = self.features.to(device, dtype or self.features.dtype)

@@ -43,7 +43,7 @@ class ConvNextBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # N, H, W, C
         y = self.pwconv2(F.gelu(self.pwconv1(y)))
-        return x + (self.gamma * y).permute(0, 3, 1, 2)
+        return cast(Tensor, x + (self.gamma * y).permute(0, 3, 1, 2))
 
 
 class Fuser(nn.Module):
@@ -56,7 +56,7 @@ class Fuser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
-        return cast(Tensor, x)
+        return x
 
 
 class MemoryEncoder(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
 from geosam2_model.errors import InputError
-from geosam2_model.mask_decoder import MaskDecoder, stability
+from geosam2_model.mask_decoder import DecoderOutput, MaskDecoder, stability
 from geosam2_model.memory_attention import MemoryAttention, Tokens, rotary_table
 from geosam2_model.memory_bank import (
     PROMPTED,
@@ -215,6 +215,18 @@ class SAM2(nn.Module):
         Raises:
             InputError: If prompts and features do not fit each other.
         """
+        out = self.decode_all(features, prompts)
+        if multimask:
+            logits, iou, tokens = out.logits[:, 1:], out.predicted_iou[:, 1:], out.tokens[:, 1:]
+            token = tokens[torch.arange(len(tokens), device=tokens.device), iou.argmax(1)]
+        else:
+            logits, iou = self._single_mask(out.logits, out.predicted_iou)
+            token = out.tokens[:, 0]
+        pointer = self._pointer(token, out.object_score > 0)
+        return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
+
+    def decode_all(self, features: ImageFeatures, prompts: Prompts | None = None) -> DecoderOutput:
+        """All four masks of N objects, before `decode` chooses among them; training wants each."""
         prompts = self._prompts_for(features, prompts)
         index = prompts.image_index
         if features.conditioned is None:
@@ -226,20 +238,13 @@ class SAM2(nn.Module):
         if self.config.dense_prompts:
             d16, d8, d4 = self.dense_prompts(features, prompts)
             dense, middle, fine = dense + d16, middle + d8, fine + d4
-        out = self.sam_mask_decoder(
+        result: DecoderOutput = self.sam_mask_decoder(
             image + dense,
             self.sam_prompt_encoder.grid(*image.shape[-2:]).to(image.dtype),
             self.sam_prompt_encoder.sparse(prompts, features.size).to(image.dtype),
             (fine, middle),
         )
-        if multimask:
-            logits, iou, tokens = out.logits[:, 1:], out.predicted_iou[:, 1:], out.tokens[:, 1:]
-            token = tokens[torch.arange(len(tokens), device=tokens.device), iou.argmax(1)]
-        else:
-            logits, iou = self._single_mask(out.logits, out.predicted_iou)
-            token = out.tokens[:, 0]
-        pointer = self._pointer(token, out.object_score > 0)
-        return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
+        return result
 
     def attend(
         self,
