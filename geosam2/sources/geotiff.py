@@ -43,7 +43,6 @@ Dataset = Any  # rasterio's DatasetReader or WarpedVRT: rasterio has no types
 # How GDAL talks to a web server.
 _REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing, no look for side-car files
-    "CPL_VSIL_CURL_USE_HEAD": "NO",  # the first range request tells the size as well
     "GDAL_INGESTED_BYTES_AT_OPEN": "65536",  # the whole header of a usual COG in one go
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_HTTP_MULTIPLEX": "YES",
@@ -86,7 +85,7 @@ class _Facts:
     dtype: np.dtype[Any]
     nodata: float | None
     mask: str
-    """"all", "nodata" (from the values) or "band" (alpha or a mask)."""
+    """"all", "nodata" (from the values), "mask" or "alpha"."""
     palette: NDArray[np.uint8] | None
     """(256, 4) red, green, blue, alpha."""
     compression: str
@@ -155,7 +154,7 @@ class GeoTiffSource(Source):
             "compression": facts.compression,
             "block": list(facts.block),
             "overviews": [factor for factor, _ in facts.overviews],
-            "mask": {"all": "none", "nodata": "nodata value", "band": "mask or alpha"}[facts.mask],
+            "mask": facts.mask,
             "palette": facts.palette is not None,
             "warped_to_north_up": facts.warp is not None,
         }
@@ -208,16 +207,22 @@ class GeoTiffSource(Source):
         averaged: bool,
         how: dict[str, Any],
     ) -> NDArray[np.bool_]:
-        """A pixel has data if any of the bands has (rasterio's `dataset_mask`)."""
-        if self._facts.mask == "all":
+        """A pixel has data if any of the bands has (rasterio's `dataset_mask`).
+
+        An averaged one has data if any of the stored pixels has; GDAL averages those alone.
+        """
+        kind = self._facts.mask
+        if kind == "all":
             valid = np.ones(shape, bool)
-        elif self._facts.mask == "nodata" and not averaged and pixels.dtype.kind in "iu":
+        elif kind == "alpha":
+            # not the mask that GDAL makes of it: that scales 16-bit alpha of 0 .. 255 to nothing
+            valid = dataset.read(_alpha_of(dataset), out_shape=shape, **how) != 0
+        elif kind == "nodata" and not averaged and pixels.dtype.kind in "iu":
             valid = (pixels != self.nodata).any(axis=0)  # the values are here: no second read
         else:
-            indices = list(self.choice.indices) if self._facts.mask == "nodata" else [1]
+            indices = list(self.choice.indices) if kind == "nodata" else [1]
             masks = dataset.read_masks(indices, out_shape=(len(indices), *shape), **how)
-            # of an averaged mask: at least half of the pixel has data
-            valid = (masks > 127).any(axis=0)
+            valid = (masks > 0).any(axis=0)
         if pixels.dtype.kind in "fc":
             valid &= np.isfinite(pixels).any(axis=0)
         return valid
@@ -343,24 +348,33 @@ def _facts(dataset: Dataset, crs: Any, pixel_coordinates: bool, location: str) -
     place = _place(dataset, crs, pixel_coordinates, location)
     if dataset.count == 0:
         raise SourceError(f"{location} has no bands of its own: name one of its subdatasets")
-    flags = dataset.mask_flag_enums[0]
-    mask = "all" if MaskFlags.all_valid in flags else "nodata"
-    if MaskFlags.per_dataset in flags or MaskFlags.alpha in flags:
-        mask = "band"
-    if place["warp"] is not None:
-        mask = "band" if place["warp"].get("add_alpha") or mask == "band" else "nodata"
     return _Facts(
         **place,
         overviews=(),
         dtype=np.dtype(_DTYPES.get(dataset.dtypes[0], dataset.dtypes[0])),
         nodata=dataset.nodata,
-        mask=mask,
+        mask="alpha" if (place["warp"] or {}).get("add_alpha") else _mask_kind(dataset),
         palette=_palette(dataset),
         compression=str(dataset.compression.value) if dataset.compression else "none",
         driver=dataset.driver,
         block=dataset.block_shapes[0],
         files=tuple(dataset.files[:_MAX_STATS]),
     )
+
+
+def _mask_kind(dataset: Dataset) -> str:
+    flags = dataset.mask_flag_enums[0]
+    if ColorInterp.alpha in dataset.colorinterp:
+        return "alpha"
+    if MaskFlags.all_valid in flags:
+        return "all"
+    return "mask" if MaskFlags.per_dataset in flags else "nodata"
+
+
+def _alpha_of(dataset: Dataset) -> int:
+    """Number of the alpha band; the one that a WarpedVRT adds is the last."""
+    colours = dataset.colorinterp
+    return colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else dataset.count
 
 
 _DTYPES = {"complex_int16": "complex64"}  # rasterio's own names
@@ -447,7 +461,8 @@ def _through_gcps(dataset: Dataset, where: CRS, location: str) -> dict[str, Any]
 
 def _warped(dataset: Dataset, where: CRS, target: CRS) -> dict[str, Any]:
     """North-up grid of about the same cells, through GDAL's warper with nearest pixels."""
-    options: dict[str, Any] = {"src_crs": where.to_wkt(), "crs": target.to_wkt()}
+    # tolerance 0: GDAL else approximates the place of a pixel in a way that depends on the window
+    options: dict[str, Any] = {"src_crs": where.to_wkt(), "crs": target.to_wkt(), "tolerance": 0}
     if MaskFlags.all_valid in dataset.mask_flag_enums[0]:
         options["add_alpha"] = True  # the corners that the turned picture leaves empty
     with WarpedVRT(dataset, **options) as vrt:
