@@ -102,7 +102,7 @@ class Patch:
 class LogitMosaic:
     """Patches of one object on the pixel lattice of one level.
 
-    Lattice pixel (row, col) has its top-left corner at `transform * (col, row)`.
+    Lattice pixel (row, col) has its top-left corner at `transform` of (col, row); no rotation.
     """
 
     transform: Affine
@@ -214,16 +214,20 @@ class LogitMosaic:
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) around all patches, map coordinates."""
         row, col, row_stop, col_stop = self.box
-        left, top = self.transform * (col, row)
-        right, bottom = self.transform * (col_stop, row_stop)
+        left, top = self._corner(row, col)
+        right, bottom = self._corner(row_stop, col_stop)
         return left, bottom, right, top
+
+    def _corner(self, row: int, col: int) -> tuple[float, float]:
+        return self.transform.c + col * self.transform.a, self.transform.f + row * self.transform.e
 
     def geobox(self, box: Box | None = None) -> GeoBox:
         """The grid of a box of the lattice (default: all patches)."""
         from odc.geo.geobox import GeoBox
 
         row, col, row_stop, col_stop = box or self.box
-        affine = self.transform * Affine.translation(col, row)
+        x, y = self._corner(row, col)
+        affine = Affine(self.transform.a, 0, x, 0, self.transform.e, y)
         return GeoBox((row_stop - row, col_stop - col), affine, self.crs)
 
     def blocks(self, size: int = 2048) -> Iterator[tuple[Box, FloatArray]]:

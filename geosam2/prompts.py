@@ -12,11 +12,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import shapely
 import shapely.ops
+from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError, ProjError
@@ -25,8 +26,22 @@ from geosam2.errors import PromptError
 
 if TYPE_CHECKING:
     from geosam2_model import Prompts
+    from odc.geo.geobox import GeoBox
 
-    from geosam2.scene import Frame, Scene
+    from geosam2.scene import Scene
+
+
+class Placed(Protocol):
+    """A frame, encoded or not: all that matters here is where it is and where it has data."""
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Grid of the frame."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(H, W), True = data."""
+
 
 Point = tuple[float, float]
 Bounds = tuple[float, float, float, float]
@@ -85,6 +100,13 @@ class Prompt:
             _check_box(self.box)
         if self.mask is not None and (self.mask.is_empty or self.mask.area == 0):
             raise PromptError("mask prompt is empty: give a polygon with an area")
+
+    def check_start(self) -> None:
+        """Refuse a prompt that only says where the object is not; fine as a correction.
+
+        Raises:
+            PromptError: If there is no foreground point, no box and no mask.
+        """
         if self.box is None and self.mask is None and 1 not in self.labels:
             raise PromptError("every point is background: give at least one point on the object")
 
@@ -96,7 +118,8 @@ class Prompt:
         if self.box is not None:
             left, bottom, right, top = self.box
             return (left + right) / 2, (bottom + top) / 2
-        assert self.mask is not None
+        if self.mask is None:  # background points only: a correction
+            return self.points[0]
         inner = self.mask.representative_point()
         return float(inner.x), float(inner.y)
 
@@ -240,55 +263,91 @@ def locate(prompt: Prompt, scene: Scene) -> Prompt:
     raise PromptError(_outside(prompt, scene))
 
 
-def network_points(prompt: Prompt, frame: Frame) -> NDArray[Any]:
-    """Points of a prompt (in the frame's CRS) as network pixels.
+def apply_affine(affine: Affine, x: Any, y: Any) -> tuple[Any, Any]:
+    """Transform coordinates or arrays; the operator for it differs between versions of affine.
+
+    >>> apply_affine(Affine(2, 0, 1, 0, -2, 5), 1, 1)
+    (3, 3)
+    """
+    return affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f
+
+
+def network_points(points: Sequence[Point], frame: Placed) -> NDArray[Any]:
+    """Points in the frame's CRS as network pixels.
 
     Returns:
         (P, 2) float32 x, y; (0, 0) is the *centre* of the top-left pixel, as SAM counts.
     """
-    if not prompt.points:
+    if not points:
         return np.zeros((0, 2), np.float32)
-    inverse = ~frame.geobox.affine
-    columns, rows = inverse * np.asarray(prompt.points, float).T
+    columns, rows = apply_affine(~frame.geobox.affine, *np.asarray(points, float).T)
     return np.stack([columns - 0.5, rows - 0.5], axis=1).astype(np.float32)
 
 
-def network_box(prompt: Prompt, frame: Frame) -> NDArray[Any]:
-    """Box of a prompt as network pixels: (4,) float32 x0, y0, x1, y1, clipped to the frame."""
-    assert prompt.box is not None
-    left, bottom, right, top = prompt.box
-    inverse = ~frame.geobox.affine
-    columns, rows = inverse * np.array([[left, right], [top, bottom]])
-    height, width = frame.geobox.shape
+def network_box(box: Bounds, frame: Placed) -> NDArray[Any]:
+    """A box in the frame's CRS as network pixels: (4,) float32 x0, y0, x1, y1, clipped to it."""
+    left, bottom, right, top = box
+    x_, y_ = np.array([[left, right], [top, bottom]])
+    columns, rows = apply_affine(~frame.geobox.affine, x_, y_)
+    height, width = frame.valid.shape
     x = np.clip(np.sort(columns), 0, width) - 0.5
     y = np.clip(np.sort(rows), 0, height) - 0.5
     return np.array([x[0], y[0], x[1], y[1]], np.float32)
 
 
-def network_mask(prompt: Prompt, frame: Frame) -> NDArray[Any]:
-    """Mask of a prompt as logits (H/4, W/4) float32: plus or minus `MASK_LOGIT`."""
+def network_mask(mask: shapely.Geometry, frame: Placed) -> NDArray[Any]:
+    """A polygon in the frame's CRS as logits (H/4, W/4) float32: plus or minus `MASK_LOGIT`."""
     from rasterio.features import rasterize
 
-    assert prompt.mask is not None
-    height, width = frame.geobox.shape
-    full = rasterize([prompt.mask], (height, width), transform=frame.geobox.affine, dtype="uint8")
+    height, width = frame.valid.shape
+    full = rasterize([mask], (height, width), transform=frame.geobox.affine, dtype="uint8")
     cells = full.reshape(height // MASK_STEP, MASK_STEP, width // MASK_STEP, MASK_STEP)
     logits: NDArray[Any] = ((cells.mean((1, 3)) - 0.5) * 2 * MASK_LOGIT).astype(np.float32)
     return logits
 
 
-def network_prompts(
-    prompts: Sequence[Prompt],
-    frame: Frame,
-    *,
-    known: NDArray[Any] | None = None,
-) -> Prompts:
-    """One batch of network prompts for objects that share a frame.
+@dataclass(frozen=True)
+class FramePrompt:
+    """What is said about one object on one frame, in the frame's CRS; may be nothing at all."""
 
-    Args:
-        prompts: N prompts in the frame's CRS.
-        frame: The frame they are to be segmented on.
-        known: Logits (N, H/4, W/4) decided before, 0 = unknown; they take the place of drawn masks.
+    points: tuple[Point, ...] = ()
+    """(x, y), all on the frame."""
+    labels: tuple[int, ...] = ()
+    """1 or 0 for each point."""
+    box: Bounds | None = None
+    """(left, bottom, right, top)."""
+    logits: NDArray[np.float32] | None = None
+    """(H/4, W/4), 0 = unknown: a drawn mask, or what was decided before."""
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing is said."""
+        return not self.points and self.box is None and self.logits is None
+
+    @classmethod
+    def of(cls, prompt: Prompt, frame: Placed) -> FramePrompt:
+        """A user's prompt as it is seen from a frame; points elsewhere are left out."""
+        left, bottom, right, top = frame.geobox.boundingbox.bbox
+        inside = [
+            (point, label)
+            for point, label in zip(prompt.points, prompt.labels, strict=True)
+            if left < point[0] < right and bottom < point[1] < top
+        ]
+        logits = None if prompt.mask is None else network_mask(prompt.mask, frame)
+        return cls(
+            tuple(point for point, _ in inside),
+            tuple(label for _, label in inside),
+            prompt.box,
+            logits,
+        )
+
+    def kind(self) -> tuple[bool, bool]:
+        """Prompts of one kind (with or without a box, a mask) can share a batch."""
+        return self.box is not None, self.logits is not None
+
+
+def network_prompts(prompts: Sequence[FramePrompt], frame: Placed) -> Prompts:
+    """One batch of network prompts for N objects of one kind that share a frame.
 
     Raises:
         PromptError: If a foreground point lies on nodata.
@@ -296,43 +355,40 @@ def network_prompts(
     import torch
     from geosam2_model import Prompts
 
+    assert len({prompt.kind() for prompt in prompts}) == 1, "prompts of different kinds"
     for prompt in prompts:
         _check_valid(prompt, frame)
     points, labels = _padded(prompts, frame)
-    boxes = [network_box(p, frame) for p in prompts if p.box is not None]
-    if boxes and len(boxes) != len(prompts):
-        raise PromptError("objects with and without a box cannot share a batch")
-    if known is None and any(p.mask is not None for p in prompts):
-        empty = np.zeros([side // MASK_STEP for side in frame.geobox.shape], np.float32)
-        known = np.stack([empty if p.mask is None else network_mask(p, frame) for p in prompts])
+    boxes = [network_box(p.box, frame) for p in prompts if p.box is not None]
+    masks = [p.logits[None] for p in prompts if p.logits is not None]
     return Prompts(
         points=torch.from_numpy(points) if points.shape[1] else None,
         labels=torch.from_numpy(labels) if points.shape[1] else None,
         boxes=torch.from_numpy(np.stack(boxes)) if boxes else None,
-        masks=None if known is None else torch.from_numpy(known[:, None].astype(np.float32)),
+        masks=torch.from_numpy(np.stack(masks)) if masks else None,
     )
 
 
-def _padded(prompts: Sequence[Prompt], frame: Frame) -> tuple[NDArray[Any], NDArray[Any]]:
+def _padded(prompts: Sequence[FramePrompt], frame: Placed) -> tuple[NDArray[Any], NDArray[Any]]:
     """Points (N, P, 2) and labels (N, P), padded with label -1 to the longest prompt."""
     longest = max(len(p.points) for p in prompts)
     points = np.zeros((len(prompts), longest, 2), np.float32)
     labels = np.full((len(prompts), longest), -1, np.int64)
     for row, prompt in enumerate(prompts):
         count = len(prompt.points)
-        points[row, :count] = network_points(prompt, frame)
+        points[row, :count] = network_points(prompt.points, frame)
         labels[row, :count] = prompt.labels
     return points, labels
 
 
-def _check_valid(prompt: Prompt, frame: Frame) -> None:
+def _check_valid(prompt: FramePrompt, frame: Placed) -> None:
     """A click on nodata has nothing under it to segment."""
     height, width = frame.valid.shape
-    for (x, y), label, (column, row) in zip(
-        prompt.points, prompt.labels, network_points(prompt, frame), strict=True
-    ):
-        c, r = math.floor(column + 0.5), math.floor(row + 0.5)
-        if label == 1 and 0 <= c < width and 0 <= r < height and not frame.valid[r, c]:
+    places = network_points(prompt.points, frame)
+    for (x, y), label, place in zip(prompt.points, prompt.labels, places, strict=True):
+        column = min(max(math.floor(place[0] + 0.5), 0), width - 1)
+        row = min(max(math.floor(place[1] + 0.5), 0), height - 1)
+        if label == 1 and not frame.valid[row, column]:
             raise PromptError(
                 f"prompt ({x:.10g}, {y:.10g}) is on nodata: the scene has no image there. "
                 "Click where there are pixels."
@@ -402,7 +458,8 @@ def _fitting_crs(prompt: Prompt, scene: Scene) -> str | None:
     return None
 
 
-def _inside_as(x: float, y: float, crs: CRS, scene: Scene) -> bool:
+def _inside_as(x: float, y: float, crs: CRS | None, scene: Scene) -> bool:
+    assert crs is not None
     left, bottom, right, top = scene.bounds
     px, py = _transformer(crs, scene.crs).transform(x, y)
     return bool(left <= px <= right and bottom <= py <= top)

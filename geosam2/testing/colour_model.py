@@ -15,6 +15,8 @@ from geosam2_model import Decoded, ImageFeatures, Memory, ModelConfig, Prompts
 from torch import Tensor
 from torch.nn import functional as F
 
+NOWHERE = 1e6  # a colour that no pixel is near to
+
 
 class ColourModel:
     """Segments by colour distance.
@@ -49,11 +51,13 @@ class ColourModel:
         return ImageFeatures(F.avg_pool2d(colours, 16), (quarter, F.avg_pool2d(colours, 8)), size)
 
     def attend(self, features: ImageFeatures, bank: Any, place: Any) -> ImageFeatures:
-        """What is remembered is the object's colour, here spread over the map."""
-        recall = bank.recall(place)
-        colour = torch.stack([p[:, :3] for p in recall.pointers]).mean(0)
+        """What is remembered: the object's colour, and one that a background click was on."""
+        pointers = torch.stack(bank.recall(place).pointers)  # (frames, N, 6)
+        seen = pointers[..., :3].sum(-1, keepdim=True) > 0
+        colour = (pointers[..., :3] * seen).sum(0) / seen.sum(0).clamp(min=1)
+        both = torch.cat([colour, pointers[..., 3:].amin(0)], dim=1)
         h, w = features.embedding.shape[-2:]
-        return replace(features, conditioned=colour[:, :, None, None].expand(-1, 3, h, w))
+        return replace(features, conditioned=both[:, :, None, None].expand(-1, 6, h, w))
 
     def remember(
         self,
@@ -63,10 +67,11 @@ class ColourModel:
         prompted: bool = False,
         logits: Tensor | None = None,
     ) -> Memory:
-        """A memory holds the mean colour of the mask."""
+        """A memory holds the mean colour of the mask, and the unwanted colour."""
         logits = out.best_logits if logits is None else logits
         colour = _mean(features.high_res[0], logits > 0)
-        return Memory(F.avg_pool2d(logits[:, None], 4), colour, out.object_score)
+        pointer = torch.cat([colour, out.pointer[:, 3:]], dim=1)
+        return Memory(F.avg_pool2d(logits[:, None], 4), pointer, out.object_score)
 
     def decode(
         self, features: ImageFeatures, prompts: Prompts | None = None, multimask: bool = False
@@ -83,33 +88,32 @@ class ColourModel:
         masks = torch.stack([logits, logits - 4, logits + 2], 1) if multimask else logits[:, None]
         scores = torch.tensor([0.95, 0.8, 0.7])[: masks.shape[1]].expand(n, -1)
         seen = (logits > 0).flatten(1).any(1).float() * 20 - 10
-        return Decoded(masks, scores, seen, _mean(colours, logits > 0))
+        avoid = torch.stack(unwanted).amin(0) if unwanted else torch.full((n, 3), NOWHERE)
+        pointer = torch.cat([_mean(colours, logits > 0), avoid], dim=1)
+        return Decoded(masks, scores, seen, pointer)
 
     def _wanted(
         self, features: ImageFeatures, prompts: Prompts | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Mean colour (N, 3) that is looked for, and colours that are not."""
         colours = features.high_res[0]
-        wanted = features.conditioned[:, :, 0, 0] if features.conditioned is not None else None
-        if prompts is None:
-            assert wanted is not None, "nothing to go by: no prompt and no memory"
-            return wanted, []
-        if prompts.points is not None and prompts.labels is not None:
+        wanted, away = None, []
+        if features.conditioned is not None:
+            wanted, avoid = features.conditioned[:, :3, 0, 0], features.conditioned[:, 3:, 0, 0]
+            away = [avoid]
+        if prompts is not None and prompts.points is not None and prompts.labels is not None:
             at = (prompts.points / 4).long().clamp(0, colours.shape[-1] - 1)
             under = colours[0, :, at[..., 1], at[..., 0]].permute(1, 2, 0)  # (N, P, 3)
-            on = (prompts.labels == 1)[..., None]
+            on, off = ((prompts.labels == label)[..., None] for label in (1, 0))
             if bool(on.any(1).all()):
                 wanted = (under * on).sum(1) / on.sum(1)
-            off = (prompts.labels == 0)[..., None].expand_as(under)
-            away = [torch.where(off[:, i], under[:, i], 1e6) for i in range(under.shape[1])]
-        elif prompts.masks is not None:
-            wanted, away = _mean(colours, prompts.masks[:, 0] > 0), []
-        else:
-            assert prompts.boxes is not None
+            away += list(torch.where(off, under, NOWHERE).unbind(1))
+        elif prompts is not None and prompts.masks is not None:
+            wanted = _mean(colours, prompts.masks[:, 0] > 0)
+        elif prompts is not None and prompts.boxes is not None:
             x0, y0, x1, y1 = (prompts.boxes[0] / 4).long().tolist()
-            away = []
             wanted = colours[:, :, y0 : y1 + 1, x0 : x1 + 1].mean((-1, -2))
-        assert wanted is not None
+        assert wanted is not None, "nothing to go by: no prompt and no memory"
         return wanted, away
 
 
