@@ -1,0 +1,482 @@
+"""All masks of one frame: a grid of points, filters, suppression, clean-up, coverage.
+
+Everything happens at the network's mask resolution (a quarter of the frame's side): a candidate
+costs one pass through the mask decoder and a few sums, and only survivors are looked at in detail.
+Meta's SAM2AutomaticMaskGenerator enlarges, thresholds and run-length-encodes each one instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from geosam2.parts import CELL, QUANTUM, Box, FrameKey, Layout, Part, crop_part
+from geosam2.point_grid import Region, kept_points, point_grid, regions
+from geosam2.recipe import Recipe
+
+if TYPE_CHECKING:
+    from geosam2_model import Prompts
+
+BoolArray = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
+
+
+class Network(Protocol):
+    """What automatic mode needs of a model: `geosam2_model.SAM2` or a stand-in with its methods."""
+
+    name: str
+    fingerprint: str
+
+    def encode(self, pixels: Tensor) -> Any:
+        """(1, 3, H, W) uint8 -> features with an `embedding` (1, C, H / 16, W / 16)."""
+
+    def decode(self, features: Any, prompts: Prompts, multimask: bool) -> Any:
+        """Features and N prompts -> `logits` (N, M, H / 4, W / 4) and `predicted_iou` (N, M)."""
+
+
+@dataclass(frozen=True)
+class FrameMasks:
+    """What was found on one frame."""
+
+    parts: tuple[Part, ...]
+    """Best first; their rank is their place here."""
+    coverage: float
+    """Share of the frame's valid pixels inside any part, 0..1."""
+    valid_share: float
+    """Share of the frame's core that holds data, 0..1."""
+    decoded: int
+    """Points that went through the mask decoder."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Masks that passed the filters, one row each."""
+
+    logits: NDArray[np.int8]  # (N, h, w) x QUANTUM
+    iou: NDArray[np.float32]
+    stability: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.iou)
+
+    def __getitem__(self, rows: Any) -> _Candidates:
+        return _Candidates(self.logits[rows], self.iou[rows], self.stability[rows])
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        product: NDArray[np.float32] = self.iou * self.stability
+        return product
+
+
+def find_masks(
+    network: Network,
+    pixels: Pixels,
+    valid: BoolArray,
+    layout: Layout,
+    key: FrameKey,
+    recipe: Recipe,
+    *,
+    enlarge: Any = None,
+    asked: BoolArray | None = None,
+) -> FrameMasks:
+    """Find every object that one frame shows.
+
+    Args:
+        network: A model in eval mode.
+        pixels: (3, S, S) uint8 of the frame.
+        valid: (S, S), True = data.
+        layout: The frames' lattice; S = layout.size.
+        key: (row, column) of the frame.
+        recipe: Point grids, thresholds.
+        enlarge: Called with a `Region` for its pixels (3, S, S), where the scene has finer ones;
+            None enlarges the frame's own pixels.
+        asked: (S, S) where points may be set (a region of interest); None = everywhere.
+
+    References:
+        Ravi et al. 2024, SAM 2, section E.1 (point grids of the data engine); Kirillov et al. 2023,
+        Segment Anything, section B (filters, suppression, small regions).
+    """
+    frame_box = layout.frame(key)
+    allowed = valid if asked is None else valid & asked
+    if not allowed.any():
+        return FrameMasks((), 0.0, float(_core(valid, layout).mean()), 0)
+    found: list[Part] = []
+    decoded = 0
+    whole: Any = None
+    for region in regions(layout, key, recipe.points):
+        inside = region.box.within(frame_box)
+        image = pixels if region.zoom == 1 else _enlarged(pixels, inside, region, enlarge)
+        points = kept_points(region.points, allowed[inside], layout.size)
+        if len(points) == 0:
+            continue
+        features = _encode(network, image)
+        whole = features if region.zoom == 1 else whole
+        candidates, asked_for = _search(network, features, points, recipe, layout.size)
+        decoded += asked_for
+        candidates = _clean(candidates, valid[inside], recipe.min_region)
+        if region.zoom > 1:
+            candidates = candidates[~_touches_border(candidates.logits)]
+        candidates = candidates[_suppress(candidates, recipe.duplicate_iou)]
+        found += _parts(candidates, region.box, frame_box, key)
+    if whole is None:
+        whole = _encode(network, pixels)
+    found = _suppress_across(found, recipe.duplicate_iou)
+    more, asked_for = _fill(network, whole, found, allowed, layout, key, recipe)
+    parts = _ranked([*found, *more])
+    if recipe.features:
+        parts = [_with_feature(p, whole.embedding[0], frame_box) for p in parts]
+    covered = _covered(parts, frame_box)
+    cells = _cell_share(valid) > 0.5
+    coverage = float(covered[cells].mean()) if cells.any() else 0.0
+    return FrameMasks(
+        tuple(parts), coverage, float(_core(valid, layout).mean()), decoded + asked_for
+    )
+
+
+def _encode(network: Network, image: Pixels) -> Any:
+    with torch.inference_mode():
+        return network.encode(torch.from_numpy(np.ascontiguousarray(image))[None])
+
+
+def _core(valid: BoolArray, layout: Layout) -> BoolArray:
+    margin = layout.overlap // 2
+    return valid[margin:-margin, margin:-margin]
+
+
+def _enlarged(pixels: Pixels, inside: tuple[slice, slice], region: Region, enlarge: Any) -> Pixels:
+    """A region at the size of a frame: finer pixels if the scene has them, else bicubic ones."""
+    if enlarge is not None:
+        finer: Pixels = enlarge(region)
+        return finer
+    crop = torch.from_numpy(np.ascontiguousarray(pixels[:, inside[0], inside[1]]))
+    big = F.interpolate(crop[None].float(), scale_factor=region.zoom, mode="bicubic")
+    out: Pixels = big[0].round().clamp(0, 255).to(torch.uint8).numpy()
+    return out
+
+
+# --- asking the network
+
+
+def _search(
+    network: Network, features: Any, points: NDArray[np.float32], recipe: Recipe, size: int
+) -> tuple[_Candidates, int]:
+    """Ask for all points, a chunk at a time; with `skip_explained`, coarse points come first."""
+    kept: list[_Candidates] = []
+    asked = 0
+    explained = np.zeros((size // CELL, size // CELL), bool)
+    for chunk in _chunks(points, recipe, size):
+        if recipe.skip_explained:
+            chunk = chunk[~explained[tuple((chunk[:, ::-1] / CELL).astype(int).T)]]
+            if len(chunk) == 0:
+                continue
+        asked += len(chunk)
+        found = _ask(network, features, chunk, recipe.min_iou, recipe.min_stability, recipe)
+        if recipe.skip_explained and len(found):
+            explained |= _middles(found.logits)
+        kept.append(found)
+    return _joined(kept, size), asked
+
+
+def _chunks(
+    points: NDArray[np.float32], recipe: Recipe, size: int
+) -> Iterator[NDArray[np.float32]]:
+    if recipe.skip_explained:
+        points = points[_spread_order(points, size)]
+    for start in range(0, len(points), recipe.chunk):
+        yield points[start : start + recipe.chunk]
+
+
+def _spread_order(points: NDArray[np.float32], size: int) -> NDArray[np.int_]:
+    """An order in which any first part of the points is spread over the image (bit reversal)."""
+    col, row = (points * (256 / size)).astype(np.uint8).T
+    mixed = np.bitwise_xor(row, col)
+    code = np.zeros(len(points), np.uint32)
+    for bit in range(8):  # the lowest bits of place become the highest of the code
+        code = code * 4 + ((mixed >> bit) & 1) * 2 + ((row >> bit) & 1)
+    # bits below the spacing of the points are the same pattern for all: reverse their weight
+    return np.lexsort((points[:, 0], points[:, 1], code))
+
+
+def _middles(logits: NDArray[np.int8]) -> BoolArray:
+    """Cells well inside the smallest masks: another point there would find the same again.
+
+    Only firm cells (logit > 2) that lie a cell or more from the border count.
+    """
+    firm = (logits > 2 * QUANTUM).astype(np.uint8)
+    inner = firm[:, 1:-1, 1:-1] & firm[:, :-2, 1:-1] & firm[:, 2:, 1:-1]
+    inner &= firm[:, 1:-1, :-2] & firm[:, 1:-1, 2:]
+    out = np.zeros(logits.shape[1:], bool)
+    out[1:-1, 1:-1] = inner.any(0)
+    return out
+
+
+def _ask(
+    network: Network,
+    features: Any,
+    points: NDArray[np.float32],
+    min_iou: float,
+    min_stability: float,
+    recipe: Recipe,
+) -> _Candidates:
+    """Three masks a point, filtered by predicted IoU first, then by stability."""
+    from geosam2_model import Prompts
+
+    # pixel corners here, pixel centres in the network
+    xy = torch.from_numpy(points - np.float32(0.5))[:, None]
+    with torch.inference_mode():
+        prompts = Prompts(points=xy, labels=torch.ones(len(xy), 1, dtype=torch.int64))
+        out = network.decode(features, prompts, multimask=True)
+        good = out.predicted_iou >= min_iou
+        logits, iou = out.logits[good], out.predicted_iou[good]
+        stability = stability_scores(logits, recipe.stability_offset)
+        steady = stability >= min_stability
+        # all-over masks are the ground, not an object; they would also hide what lies on it
+        logits, iou, stability = logits[steady], iou[steady], stability[steady]
+        small = (logits * QUANTUM).round().clamp(-127, 127).to(torch.int8)
+    return _Candidates(small.numpy(), iou.float().numpy(), stability.float().numpy())
+
+
+def stability_scores(logits: Tensor, offset: float) -> Tensor:
+    """IoU of each mask (N, h, w) with the threshold moved up and down by `offset`; (N,), 0..1.
+
+    >>> stability_scores(torch.tensor([[[3.0, 0.5, -3.0]]]), 1.0)
+    tensor([0.5000])
+    """
+    inner = (logits > offset).flatten(1).sum(1)
+    outer = (logits > -offset).flatten(1).sum(1)
+    return inner / outer.clamp(min=1)
+
+
+def _joined(chunks: Sequence[_Candidates], size: int) -> _Candidates:
+    if not chunks:
+        side = size // CELL
+        none = np.zeros(0, np.float32)
+        return _Candidates(np.zeros((0, side, side), np.int8), none, none)
+    return _Candidates(
+        np.concatenate([c.logits for c in chunks]),
+        np.concatenate([c.iou for c in chunks]),
+        np.concatenate([c.stability for c in chunks]),
+    )
+
+
+# --- clean-up and suppression
+
+
+def _touches_border(logits: NDArray[np.int8]) -> BoolArray:
+    rim = np.concatenate([logits[:, [0, -1]], logits[:, :, [0, -1]].swapaxes(1, 2)], axis=1)
+    out: BoolArray = np.any(rim > 0, axis=(1, 2))
+    return out
+
+
+def _clean(candidates: _Candidates, valid: BoolArray, min_region: int) -> _Candidates:
+    """Nothing on nodata, no specks, no pinholes, no empty masks."""
+    logits = candidates.logits
+    side = logits.shape[1]
+    share = torch.from_numpy(valid.astype(np.float32))[None, None]
+    data: Any = F.adaptive_avg_pool2d(share, side)[0, 0].numpy() > 0.5
+    if not data.all():
+        logits = np.where(data, logits, np.int8(-127))
+    candidates = replace(candidates, logits=logits)
+    candidates = candidates[(candidates.logits > 0).any((1, 2))]
+    cells = -(-min_region // CELL**2)
+    if cells > 1:
+        cleaned = (
+            np.stack([_without_specks(m, cells) for m in candidates.logits])
+            if len(candidates)
+            else candidates.logits
+        )
+        candidates = replace(candidates, logits=cleaned)
+        candidates = candidates[(candidates.logits > 0).any((1, 2))]
+    return candidates
+
+
+def _without_specks(logits: NDArray[np.int8], cells: int) -> NDArray[np.int8]:
+    """Islands and holes of fewer than `cells` cells are turned over, weakly.
+
+    GDAL's sieve does both at once. A mask that is nothing but one small region stays as it is.
+    """
+    from rasterio.features import sieve
+
+    mask = (logits > 0).astype(np.uint8)
+    if int(mask.sum()) < 2 * cells:
+        return logits
+    sieved = sieve(mask, size=cells, connectivity=4)
+    changed = sieved != mask
+    if not changed.any():
+        return logits
+    weak = np.where(sieved == 1, 1, -1).astype(np.int8)
+    return np.where(changed, weak, logits)
+
+
+def _suppress(candidates: _Candidates, limit: float) -> NDArray[np.int_]:
+    """Rows that stay: greedy by score, IoU of the masks themselves, counted in packed bits."""
+    if len(candidates) == 0:
+        return np.zeros(0, int)
+    mask = candidates.logits > 0
+    boxes = _boxes(mask)
+    bits = np.packbits(mask.reshape(len(mask), -1), axis=1)
+    bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+    area = mask.reshape(len(mask), -1).sum(1)
+    waiting = np.argsort(-candidates.score, kind="stable")
+    stays = []
+    while len(waiting):
+        first, waiting = waiting[0], waiting[1:]
+        stays.append(first)
+        near: Any = _meet(boxes[first], boxes[waiting])
+        near &= np.minimum(area[waiting], area[first]) > limit * np.maximum(
+            area[waiting], area[first]
+        )
+        rivals = waiting[near]
+        common = _popcount(bits[rivals] & bits[first])
+        same = common > limit * (area[rivals] + area[first] - common)
+        gone = np.zeros(len(waiting), bool)
+        gone[np.flatnonzero(near)[same]] = True
+        waiting = waiting[~gone]
+    return np.array(stays)
+
+
+def _popcount(words: NDArray[np.uint64]) -> NDArray[np.int_]:
+    if hasattr(np, "bitwise_count"):
+        counts: NDArray[np.int_] = np.bitwise_count(words).sum(1, dtype=int)
+        return counts
+    table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)  # numpy 1.26
+    slow: NDArray[np.int_] = table[np.ascontiguousarray(words).view(np.uint8)].sum(1, dtype=int)
+    return slow
+
+
+def _boxes(mask: BoolArray) -> NDArray[np.int_]:
+    """(N, 4) top, left, bottom, right of each mask, half-open; masks are not empty."""
+    rows: BoolArray = np.any(mask, axis=2)
+    cols: BoolArray = np.any(mask, axis=1)
+    height, width = mask.shape[1:]
+    return np.stack(
+        [
+            rows.argmax(1),
+            cols.argmax(1),
+            height - rows[:, ::-1].argmax(1),
+            width - cols[:, ::-1].argmax(1),
+        ],
+        axis=1,
+    )
+
+
+def _meet(box: NDArray[np.int_], boxes: NDArray[np.int_]) -> BoolArray:
+    out: BoolArray = (
+        (boxes[:, 0] < box[2])
+        & (boxes[:, 2] > box[0])
+        & (boxes[:, 1] < box[3])
+        & (boxes[:, 3] > box[1])
+    )
+    return out
+
+
+def _parts(candidates: _Candidates, region: Box, frame_box: Box, key: FrameKey) -> list[Part]:
+    return [
+        crop_part(
+            candidates.logits[i],
+            region,
+            frame_box,
+            frame=key,
+            rank=i,
+            predicted_iou=float(candidates.iou[i]),
+            stability=float(candidates.stability[i]),
+        )
+        for i in range(len(candidates))
+    ]
+
+
+def _suppress_across(parts: list[Part], limit: float) -> list[Part]:
+    """Between tiers the sharper mask wins, then the better one."""
+    stays: list[Part] = []
+    for part in sorted(parts, key=lambda p: (p.step, -p.score, p.origin)):
+        if all(part.step == other.step or overlap_iou(part, other) <= limit for other in stays):
+            stays.append(part)
+    return stays
+
+
+def overlap_iou(a: Part, b: Part) -> float:
+    """IoU of two whole parts, 0..1."""
+    common = a.box & b.box
+    if common.empty:
+        return 0.0
+    window = a.soft[0] | b.soft[0]
+    first, second = a.soft_in(window), b.soft_in(window)
+    return float(np.minimum(first, second).sum() / max(np.maximum(first, second).sum(), 1e-9))
+
+
+def _ranked(parts: list[Part]) -> list[Part]:
+    ordered = sorted(parts, key=lambda p: (-p.score, p.origin, p.logits.shape))
+    return [replace(part, rank=rank) for rank, part in enumerate(ordered)]
+
+
+# --- where nothing was found
+
+
+def _fill(
+    network: Network,
+    features: Any,
+    found: list[Part],
+    allowed: BoolArray,
+    layout: Layout,
+    key: FrameKey,
+    recipe: Recipe,
+) -> tuple[list[Part], int]:
+    """Ask again where nothing was accepted, step by step less strict; keep what is mostly new."""
+    frame_box = layout.frame(key)
+    covered = _covered(found, frame_box)
+    more: list[Part] = []
+    asked = 0
+    for share in recipe.coverage:
+        bare = allowed & ~np.kron(covered, np.ones((CELL, CELL), bool))
+        points = kept_points(point_grid(recipe.coverage_points, layout.size), bare, layout.size)
+        candidates = []
+        for start in range(0, len(points), recipe.chunk):
+            chunk = points[start : start + recipe.chunk]
+            asked += len(chunk)
+            limits = (recipe.min_iou * share, recipe.min_stability * share)
+            candidates.append(_ask(network, features, chunk, *limits, recipe))
+        clean = _clean(_joined(candidates, layout.size), allowed, recipe.min_region)
+        clean = clean[_suppress(clean, recipe.duplicate_iou)]
+        for part in _parts(clean, frame_box, frame_box, key):
+            mask = part.soft_in(frame_box) > 0.5
+            if (mask & ~covered).sum() > 0.5 * mask.sum():
+                covered |= mask
+                more.append(part)
+    return more, asked
+
+
+def _covered(parts: Sequence[Part], frame_box: Box) -> BoolArray:
+    rows, cols = frame_box.shape
+    out = np.zeros((rows // CELL, cols // CELL), bool)
+    for part in parts:
+        box, soft = part.soft
+        common = box & frame_box
+        inside = tuple(slice(s.start // CELL, s.stop // CELL) for s in common.within(frame_box))
+        own = tuple(slice(s.start // CELL, s.stop // CELL) for s in common.within(box))
+        out[inside] |= soft[own] > 0.5
+    return out
+
+
+def _cell_share(valid: BoolArray) -> NDArray[np.float32]:
+    rows, cols = valid.shape
+    cells = valid.reshape(rows // CELL, CELL, cols // CELL, CELL)
+    share: NDArray[np.float32] = cells.mean(axis=(1, 3), dtype=np.float32)
+    return share
+
+
+def _with_feature(part: Part, embedding: Tensor, frame_box: Box) -> Part:
+    """Mean of the stride-16 embedding (C, h, w) under the mask."""
+    channels, rows, cols = embedding.shape
+    soft = part.soft_in(frame_box)
+    n = frame_box.shape[0] // rows // CELL
+    weights = torch.from_numpy(soft.reshape(rows, n, cols, n).mean(axis=(1, 3))).reshape(-1)
+    flat = embedding.reshape(channels, -1).float()
+    mean = flat @ (weights / weights.sum().clamp(min=1e-9))
+    return replace(part, feature=mean.numpy().astype(np.float16))

@@ -1,0 +1,345 @@
+"""Do the steps of a run: here, on a local dask cluster, or on one that is already there.
+
+The order of steps is the ledger's; who does them changes nothing in the result. A bounded number of
+steps is under way at any time, so neither the scheduler nor the workers see a queue that grows with
+the scene. A step that fails is tried again; a block that keeps failing is left out by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from geosam2.errors import GeoSAM2Error, InterruptedRunError
+from geosam2.ledger import Ledger, Step, everything_in
+from geosam2.part_table import read_metadata, read_pending
+from geosam2.steps import Job, run_step
+
+if TYPE_CHECKING:
+    import distributed
+
+log = logging.getLogger(__name__)
+
+TRIES = 3  # of a step, before a block is left out
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, after a step."""
+
+    step: Step
+    """What has just been finished."""
+    frames_done: int
+    """Frames looked at, those of an earlier, resumed run included."""
+    frames_total: int
+    """Frames of the scene."""
+    objects: int
+    """Polygons written so far."""
+    coverage: float
+    """Share of the valid pixels seen so far that lie in an object, 0..1."""
+    failed: tuple[str, ...]
+    """Blocks left out: name and reason."""
+    resumed: int
+    """Steps that an earlier run had done."""
+
+
+class Executor(Protocol):
+    """Somewhere to do steps."""
+
+    @property
+    def capacity(self) -> int:
+        """Steps that may be under way."""
+
+    def submit(self, job: Job, step: Step) -> None:
+        """Start a step."""
+
+    def next_done(self) -> tuple[Step, dict[str, Any] | BaseException]:
+        """Wait for any step; its figures, or why it failed."""
+
+
+class InProcess:
+    """Steps one after the other in this process."""
+
+    @property
+    def capacity(self) -> int:
+        """One: the next step starts when this one is done."""
+        return 1
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Job, Step]] = []
+
+    def submit(self, job: Job, step: Step) -> None:
+        """Remember a step."""
+        self._waiting.append((job, step))
+
+    def next_done(self) -> tuple[Step, dict[str, Any] | BaseException]:
+        """Do the step now."""
+        job, step = self._waiting.pop(0)
+        try:
+            return step, run_step(job, *step)
+        except Exception as error:
+            return step, error
+
+
+class OnDask:
+    """Steps as tasks of a `distributed.Client`."""
+
+    def __init__(self, client: distributed.Client, *, per_worker: int = 2) -> None:
+        import distributed
+
+        self._client = client
+        self._per_worker = per_worker
+        self._done: Any = distributed.as_completed(raise_errors=False)  # type: ignore[no-untyped-call]
+        self._steps: dict[str, Step] = {}
+        self._sent = 0
+
+    @property
+    def capacity(self) -> int:
+        """Steps under way at most: enough that no worker waits, not more."""
+        return self._per_worker * max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+
+    def submit(self, job: Job, step: Step) -> None:
+        """Send a step; later kinds go first on the workers too."""
+        self._sent += 1
+        key = f"{step.name}-{job.folder.name}-{self._sent}"
+        future = self._client.submit(run_step, job, *step, key=key, pure=False)
+        self._steps[key] = step
+        self._done.add(future)
+
+    def next_done(self) -> tuple[Step, dict[str, Any] | BaseException]:
+        """Wait for a worker; a lost scheduler ends the run, resumably."""
+        import distributed
+
+        while True:
+            try:
+                future = self._done.next() if self._alive() else None
+            except (OSError, RuntimeError, StopIteration) as error:
+                raise _lost(error) from error
+            if future is None:
+                raise _lost(None)
+            step = self._steps.pop(future.key)
+            if future.status == "cancelled" or future.cancelled():
+                raise _lost(None)
+            try:
+                return step, future.result(timeout=60)
+            except distributed.CancelledError as error:
+                raise _lost(error) from error
+            except Exception as error:
+                return step, error
+
+    def _alive(self) -> bool:
+        return self._client.status == "running"
+
+
+def _lost(error: BaseException | None) -> InterruptedRunError:
+    return InterruptedRunError(
+        "the dask scheduler was lost"
+        + (f" ({error})" if error is not None and str(error) else "")
+        + "; finished blocks are kept, run again with --resume (resume=True)"
+    )
+
+
+@contextlib.contextmanager
+def local_client(workers: int, *, dashboard: bool = True) -> Iterator[distributed.Client]:
+    """A dask cluster of `workers` processes with one thread each, for as long as the context."""
+    import distributed
+
+    with (
+        distributed.LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0" if dashboard else None,
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
+    ):
+        yield client
+
+
+def threads_per_worker(workers: int) -> int:
+    """Threads of the network in each of `workers` processes so that cores are not shared out twice.
+
+    >>> threads_per_worker(10_000)
+    1
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // workers)
+
+
+# --- a run
+
+
+def run(job: Job, executor: Executor) -> Iterator[Progress]:
+    """Do all steps that are not done yet; yields after each.
+
+    Closing the generator between two steps leaves a run that can be resumed.
+
+    Raises:
+        InterruptedRunError: If the executor is lost.
+        GeoSAM2Error: If a step other than a block's own keeps failing.
+    """
+    ledger = Ledger(job.blocks)
+    state = _State(job)
+    done_before = state.adopt(ledger)
+    tries: dict[Step, int] = {}
+    under_way = 0
+    waiting: list[Step] = []
+    while True:
+        while under_way < executor.capacity:
+            step = waiting.pop() if waiting else ledger.take()
+            if step is None:
+                break
+            if step in done_before:
+                continue
+            executor.submit(job, step)
+            under_way += 1
+        if under_way == 0:
+            break
+        step, outcome = executor.next_done()
+        under_way -= 1
+        if isinstance(outcome, BaseException):
+            tries[step] = tries.get(step, 0) + 1
+            log.warning("%s failed (%d of %d): %s", step.name, tries[step], TRIES, outcome)
+            if tries[step] < TRIES:
+                waiting.append(step)
+                continue
+            outcome = state.leave_out(step, outcome)
+        ledger.done(step, outcome.get("pending"))
+        yield state.note(step, outcome)
+    state.save(finished=True)
+
+
+class _State:
+    """Counts for the progress line, and the manifest on disk."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._frames = 0
+        self._objects = 0
+        self._covered = self._valid = 0.0
+        self._failed: dict[str, str] = {}
+        self._resumed = 0
+        self._saved = 0.0
+
+    def adopt(self, ledger: Ledger) -> set[Step]:
+        """Take over what an earlier run left; returns its steps."""
+        job, before = self._job, set()
+        for step in everything_in(job.blocks):
+            path = job.path(step.kind, step.node)
+            if not path.exists():
+                continue
+            before.add(step)
+            pending = read_pending(path) if step.kind == "settle" else None
+            ledger.done(step, pending)
+            self._count(step, {} if step.kind != "find" else read_metadata(path, "figures"))
+            if step.kind in ("draw", "join"):
+                self._objects += _rows_in(path)
+        self._resumed = len(before)
+        return before
+
+    def leave_out(self, step: Step, error: BaseException) -> dict[str, Any]:
+        """A block that keeps failing is named and left out; anything else ends the run."""
+        if step.kind in ("settle", "join"):
+            raise GeoSAM2Error(
+                f"step {step.name} failed {TRIES} times: {error}. Finished blocks are kept in "
+                f"{self._job.folder}; run again with --resume (resume=True)"
+            ) from error
+        self._failed[step.node.name] = f"{step.kind}: {error}"
+        return {}
+
+    def note(self, step: Step, outcome: dict[str, Any]) -> Progress:
+        """Count a finished step."""
+        self._count(step, outcome)
+        if step.kind in ("draw", "join"):
+            self._objects += int(outcome.get("objects", 0))
+        if time.monotonic() - self._saved > 5:
+            self.save(finished=False)
+        rows, cols = self._job.grid.shape
+        return Progress(
+            step,
+            self._frames,
+            rows * cols,
+            self._objects,
+            self._covered / self._valid if self._valid else 0.0,
+            tuple(f"block {name} ({why})" for name, why in sorted(self._failed.items())),
+            self._resumed,
+        )
+
+    def _count(self, step: Step, outcome: dict[str, Any]) -> None:
+        if step.kind == "find" and outcome:
+            self._frames += len(self._job.blocks.frames_of(step.node))
+            self._covered += outcome["coverage"] * outcome["valid"]
+            self._valid += outcome["valid"]
+
+    def save(self, *, finished: bool) -> None:
+        """The manifest: for people, and for `finish` to know what is missing."""
+        self._saved = time.monotonic()
+        write_json(
+            self._job.folder / "manifest.json",
+            {
+                "finished": finished,
+                "frames": self._frames,
+                "objects": self._objects,
+                "coverage": self._covered / self._valid if self._valid else 0.0,
+                "failed": self._failed,
+            },
+        )
+
+
+def _rows_in(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(values, indent=1))
+    partial.replace(path)
+
+
+# --- the run's folder
+
+
+def prepare(job: Job, identity: dict[str, Any], *, resume: bool) -> Job:
+    """Open the run's folder: a new one, or that of the same run for `resume`.
+
+    Raises:
+        GeoSAM2Error: If the folder holds another run, or this one and `resume` is not asked for.
+    """
+    record = job.folder / "run.json"
+    if not record.exists():
+        write_json(record, identity)
+        return job
+    before = json.loads(record.read_text())
+    now = json.loads(json.dumps(identity))
+    if differences := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        what = "; ".join(f"{k}: {before.get(k)!r}, now {now.get(k)!r}" for k in differences[:3])
+        raise GeoSAM2Error(
+            f"{job.folder} holds another run ({what}); give another folder, or delete it"
+        )
+    if not resume:
+        raise GeoSAM2Error(
+            f"{job.folder} holds an unfinished run of the same job; continue it with --resume "
+            "(resume=True), or delete the folder"
+        )
+    manifest = job.folder / "manifest.json"
+    if manifest.exists() and json.loads(manifest.read_text())["failed"]:
+        forget_results(job)  # blocks that were left out get another chance, and change neighbours
+    return job
+
+
+def forget_results(job: Job) -> None:
+    """Drop everything that was derived from parts; looking at frames is what takes the time."""
+    for kind in ("settle", "draw", "join", "pieces"):
+        shutil.rmtree(job.folder / kind, ignore_errors=True)

@@ -1,0 +1,417 @@
+"""Find every object of a scene: from here a run is planned, started, and its result collected."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+
+from geosam2 import __version__
+from geosam2.automatic import Network
+from geosam2.cluster import (
+    Executor,
+    InProcess,
+    OnDask,
+    Progress,
+    local_client,
+    prepare,
+    run,
+    threads_per_worker,
+)
+from geosam2.errors import GeoreferenceError, GeoSAM2Error, PromptError
+from geosam2.recipe import Recipe
+from geosam2.scene import Scene, open_scene
+from geosam2.steps import Job
+from geosam2.tiling import FrameGrid
+
+if TYPE_CHECKING:
+    import distributed
+    import geopandas
+    from shapely.geometry.base import BaseGeometry
+
+ROOM = 10_000_000  # bytes of a job that may travel to a worker with each step
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """Makes a network from a name or a path; equal names are one network per process."""
+
+    name: str
+    device: str | None = None
+
+    def __call__(self) -> Network:
+        import geosam2_model
+
+        network: Network = geosam2_model.load(self.name, device=self.device)
+        return network
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """A network that exists already."""
+
+    network: Network
+
+    def __call__(self) -> Network:
+        return self.network
+
+
+def segment_everything(
+    scene: Any,
+    *,
+    model: Any = "nano",
+    level: int = 0,
+    recipe: Recipe | None = None,
+    roi: Any = None,
+    workers: int = 0,
+    client: distributed.Client | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **choices: Any,
+) -> geopandas.GeoDataFrame:
+    """Find every object of a scene, each of them once, however many frames it covers.
+
+    Args:
+        scene: What `open_scene` takes, or a Scene.
+        model: Name or path of a model, a model, or a callable that makes one (picklable, if there
+            are workers).
+        level: Level of the scene to look at; 0 = native.
+        recipe: Thresholds and point grids; single ones can be given as keyword arguments too, such
+            as `min_area_m2=20`, `points=(32, 16)` or `layer="parts"`.
+        roi: Only objects that lie mostly in this region: a geometry in the scene's CRS, or a
+            GeoSeries or GeoDataFrame in any CRS.
+        workers: 0 works in this process; more start a local dask cluster.
+        client: A `distributed.Client` to use instead.
+        folder: Where blocks leave their results; needed to resume. A temporary one by default.
+        resume: Go on with the run in `folder`.
+        progress: Called after each step.
+        **choices: Fields of `Recipe`; also overlap=, block=, judge=, device= of `plan`.
+
+    Returns:
+        One row an object in the scene's CRS: id, score, predicted_iou, stability, area_m2, frames,
+        open_edges, parent, level, model, prompt, source, geometry, and feature (a tuple) for
+        `find_similar`. `.attrs` has the coverage and the blocks that were left out.
+
+    Raises:
+        GeoSAM2Error: Wrong options, or a run that cannot go on.
+        SourceError: If the scene cannot be opened.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="geosam2_"))
+        job = plan(scene, Path(folder), model=model, level=level, recipe=recipe, roi=roi, **choices)
+        executor = stack.enter_context(executor_for(job, workers=workers, client=client))
+        job = with_threads(job, executor)
+        last: Progress | None = None
+        for last in start(job, executor, resume=resume):
+            if progress is not None:
+                progress(last)
+        return collect(job, last)
+
+
+def plan(
+    scene: Any,
+    folder: Path,
+    *,
+    model: Any = "nano",
+    level: int = 0,
+    recipe: Recipe | None = None,
+    roi: Any = None,
+    overlap: int | None = None,
+    frame_size: int | None = None,
+    block: int = 8,
+    judge: bool = True,
+    device: str | None = None,
+    **choices: Any,
+) -> Job:
+    """Decide everything about a run without doing any of it; arguments as `segment_everything`.
+
+    Args:
+        scene: See there.
+        folder: The run's folder.
+        model: See there.
+        level: See there.
+        recipe: See there.
+        roi: See there.
+        overlap: Pixels that neighbouring frames share; a quarter of the frame by default.
+        frame_size: Pixels along a frame; what the model wants by default.
+        block: Frames along the side of a block, the unit of work.
+        judge: Let the memory decide where linking is in doubt.
+        device: Where the network runs.
+        **choices: Fields of `Recipe`.
+    """
+    scene = open_scene(scene)
+    recipe = _recipe(recipe, choices)
+    if block < 1:
+        raise PromptError(f"block is {block}; a block has at least 1 frame along its side")
+    maker, about = _model(model, device)
+    size = frame_size or about.pop("image_size")
+    about.pop("image_size", None)
+    overlap = size // 4 if overlap is None else overlap
+    area = region_of_interest(roi, scene)
+    if area is not None:
+        scene = scene.within(area.bounds)
+    grid = FrameGrid.of(scene, level, frame_size=size, overlap=overlap)
+    job = Job(
+        scene=scene,
+        model=maker,
+        recipe=recipe,
+        grid=grid,
+        folder=folder,
+        block=block,
+        judge=judge,
+        region=None if area is None else shapely.to_wkb(area),
+        about=about,
+    )
+    assert job.layout.stride > 0  # Layout refuses overlaps that cannot be linked
+    return job
+
+
+def _recipe(recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
+    known = set(Recipe.__dataclass_fields__)
+    if unknown := sorted(choices.keys() - known):
+        raise PromptError(
+            f"unknown option {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+        )
+    return replace(recipe or Recipe(), **choices)
+
+
+def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], dict[str, Any]]:
+    """A maker of the network, and what is written of it beside results."""
+    if isinstance(model, str | Path):
+        from geosam2_model import load
+
+        maker: Callable[[], Network] = NamedModel(str(model), device)
+        network: Any = load(str(model), device=device)
+    elif hasattr(model, "encode") and callable(model) and not hasattr(model, "config"):
+        maker, network = model, model  # a stand-in that makes itself
+    elif hasattr(model, "encode"):
+        maker, network = _Given(model), model
+    elif callable(model):
+        maker, network = model, model()
+    else:
+        raise PromptError(
+            f"model is {type(model).__name__}; give a name, a path, a model, or what makes one"
+        )
+    size = network.config.image_size if hasattr(network, "config") else 512
+    return maker, {
+        "image_size": size,
+        "model": network.name,
+        "fingerprint": network.fingerprint,
+    }
+
+
+def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
+    """A region in the scene's CRS.
+
+    Raises:
+        PromptError: If it is empty or no area.
+        GeoreferenceError: If its CRS cannot be brought into the scene's.
+    """
+    if roi is None:
+        return None
+    if hasattr(roi, "to_crs"):
+        if roi.crs is not None and scene.crs is None:
+            raise GeoreferenceError(
+                "the region has a CRS and the scene is in pixel coordinates; give the region in "
+                "pixel coordinates without a CRS"
+            )
+        roi = roi.to_crs(scene.crs) if roi.crs is not None and scene.crs is not None else roi
+        roi = shapely.union_all(np.asarray(roi.geometry))
+    area = shapely.make_valid(roi)
+    if area.is_empty or area.area == 0:
+        raise PromptError(f"the region of interest is {roi.geom_type} without an area")
+    return area
+
+
+# --- start
+
+
+@contextlib.contextmanager
+def executor_for(
+    job: Job,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    client: distributed.Client | None = None,
+) -> Iterator[Executor]:
+    """Where a job's steps are done: this process, a local cluster, or one that exists."""
+    if workers < 0:
+        raise PromptError(f"workers is {workers}; 0 works in this process, more start processes")
+    if workers == 0 and scheduler is None and client is None:
+        yield InProcess()
+        return
+    _check_travels(job)
+    if client is not None:
+        yield OnDask(client)
+    elif scheduler is not None:
+        with _connected(scheduler) as client:
+            yield OnDask(client)
+    else:
+        with local_client(workers) as client:
+            yield OnDask(client)
+
+
+@contextlib.contextmanager
+def _connected(scheduler: str) -> Iterator[distributed.Client]:
+    import distributed
+
+    try:
+        client = distributed.Client(  # type: ignore[no-untyped-call]
+            scheduler, timeout=10, set_as_default=False
+        )
+    except (OSError, ValueError) as error:
+        raise GeoSAM2Error(
+            f"no dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`, "
+            "or use --workers"
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close()  # type: ignore[no-untyped-call]
+
+
+def _check_travels(job: Job) -> None:
+    import cloudpickle
+
+    try:
+        size = len(cloudpickle.dumps(job))
+    except Exception as error:
+        raise GeoSAM2Error(
+            f"this job cannot be sent to workers ({error}); open the scene from a path or URL and "
+            "name the model, or work in this process (workers=0)"
+        ) from error
+    if size > ROOM:
+        raise GeoSAM2Error(
+            f"this job would send {size / 1e6:.0f} MB with each step; open the scene from a path "
+            "or URL and name the model, or work in this process (workers=0)"
+        )
+
+
+def with_threads(job: Job, executor: Executor) -> Job:
+    """Share the cores out among the workers; in this process torch's own choice stays."""
+    if isinstance(executor, InProcess):
+        return job
+    return replace(job, threads=threads_per_worker(max(1, executor.capacity // 2)))
+
+
+def start(job: Job, executor: Executor, *, resume: bool = False) -> Iterator[Progress]:
+    """Open the job's folder and do what is not done yet; see `cluster.run`."""
+    prepare(job, identity(job), resume=resume)
+    yield from run(job, executor)
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    return {
+        "geosam2": __version__,
+        "source": job.scene.source,
+        "scene": job.scene.signature,
+        "model": job.about["model"],
+        "weights": job.about["fingerprint"],
+        "recipe": job.recipe.to_dict() | {"max_area_m2": repr(job.recipe.max_area_m2)},
+        "level": job.grid.level.label,
+        "frames": [list(job.grid.first), list(job.grid.shape)],
+        "frame_size": job.grid.frame_size,
+        "overlap": job.grid.overlap,
+        "block": job.block,
+        "judge": job.judge,
+        "region": None if job.region is None else job.region.hex(),
+    }
+
+
+# --- collect
+
+
+def tables(job: Job) -> Iterator[geopandas.GeoDataFrame]:
+    """Finished polygons, a block at a time, in an order that does not depend on who made them."""
+    import geopandas
+
+    blocks = job.blocks
+    count = 0
+    files = [job.path("draw", block) for block in blocks.in_order()]
+    files += [job.path("join", node) for node in blocks.nodes()]
+    names: dict[str, int] = {}
+    for path in files:
+        if not path.exists():
+            continue
+        table = geopandas.read_parquet(path)
+        if table.empty:
+            continue
+        table.insert(0, "id", np.arange(count + 1, count + len(table) + 1))
+        count += len(table)
+        if job.recipe.layer == "parts":
+            names.update(zip(table["name"], table["id"], strict=True))
+        yield _described(table, job)
+
+
+def _described(table: geopandas.GeoDataFrame, job: Job) -> geopandas.GeoDataFrame:
+    table["level"] = job.grid.level.label
+    table["model"] = job.about["model"]
+    table["prompt"] = "everything"
+    table["source"] = job.scene.source
+    table["feature"] = [tuple(np.frombuffer(b, np.float32).tolist()) for b in table["feature"]]
+    order = [
+        "id",
+        "name",
+        "score",
+        "predicted_iou",
+        "stability",
+        "area_m2",
+        "frames",
+        "open_edges",
+        "parent",
+        "level",
+        "model",
+        "prompt",
+        "source",
+        "feature",
+        "geometry",
+    ]
+    return table[order]
+
+
+def collect(job: Job, last: Progress | None = None) -> geopandas.GeoDataFrame:
+    """All polygons of a finished run as one table; `parent` becomes the id of a row."""
+    import geopandas
+    import pandas as pd
+
+    found = list(tables(job))
+    if not found:
+        return _nothing(job, last)
+    whole = geopandas.GeoDataFrame(pd.concat(found, ignore_index=True), crs=found[0].crs)
+    ids = dict(zip(whole["name"], whole["id"], strict=True))
+    whole["parent"] = [ids.get(name, 0) for name in whole["parent"]]
+    whole = whole.drop(columns="name")
+    if not job.recipe.features:
+        whole = whole.drop(columns="feature")
+    return _noted(whole, last)
+
+
+def _nothing(job: Job, last: Progress | None) -> geopandas.GeoDataFrame:
+    import geopandas
+
+    columns = ["id", "score", "area_m2", "frames", "open_edges", "geometry"]
+    crs = None if job.scene.crs is None else job.scene.crs.to_wkt()
+    empty = geopandas.GeoDataFrame({c: [] for c in columns}, geometry="geometry", crs=crs)
+    return _noted(empty, last)
+
+
+def _noted(table: geopandas.GeoDataFrame, last: Progress | None) -> geopandas.GeoDataFrame:
+    if last is not None:
+        table.attrs["coverage"] = last.coverage
+        table.attrs["left_out"] = list(last.failed)
+    return table
+
+
+def remove(job: Job) -> None:
+    """Delete a run's folder."""
+    shutil.rmtree(job.folder, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Every choice of an automatic run in one frozen value: what is written beside the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from geosam2.errors import PromptError
+
+Layer = Literal["flat", "parts"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to find everything. The defaults were tuned on synthetic scenes and the training split.
+
+    >>> Recipe(points=(16,)).points
+    (16,)
+    >>> Recipe(min_iou=7)
+    Traceback (most recent call last):
+        ...
+    geosam2.errors.PromptError: min_iou is 7; it is a share, give a number from 0 to 1
+    """
+
+    points: tuple[int, ...] = (32, 16, 4)
+    """Points per side: on the frame, on each of 4 zoomed regions, on each of 16; 0 = leave out."""
+    min_iou: float = 0.7
+    """Masks with a lower predicted IoU are dropped."""
+    min_stability: float = 0.85
+    """Masks whose area changes more when the threshold moves are dropped (IoU of the two)."""
+    stability_offset: float = 1.0
+    """By how many logits the threshold moves, up and down."""
+    duplicate_iou: float = 0.7
+    """Of two masks of one frame that overlap more than this, the better one stays."""
+    skip_explained: bool = True
+    """Leave out points in the middle of what earlier points of the frame found."""
+    min_region: int = 64
+    """Holes and islands of a mask smaller than so many network pixels are filled or removed."""
+    coverage: tuple[float, ...] = (0.9, 0.8)
+    """Where nothing was found, ask again, min_iou and min_stability times these; () = do not."""
+    coverage_points: int = 48
+    """Points per side of a frame for asking again."""
+    link_iou: float = 0.5
+    """Parts of neighbouring frames with this IoU in the overlap are one object."""
+    doubt_share: float = 0.5
+    """Below that, but with so much of the smaller one inside the larger one, the judge decides."""
+    covered_share: float = 0.6
+    """In the flat layer, an object that better ones cover by more than this share is dropped."""
+    layer: Layer = "flat"
+    """"flat": no two polygons overlap; "parts": all of them, with the `parent` they lie in."""
+    gap_logit: float = 4.0
+    """Gaps between two objects close where both logits are above minus this."""
+    simplify: float = 1.0
+    """Tolerance of the simplified borders in pixels; 0 keeps the pixels' corners."""
+    min_area_m2: float = 0.0
+    """Smaller polygons are dropped."""
+    max_area_m2: float = float("inf")
+    """Larger ones too."""
+    features: bool = True
+    """Keep the pooled embedding of each object, for `find_similar`."""
+    chunk: int = 64
+    """Points per call of the mask decoder."""
+
+    def __post_init__(self) -> None:
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise PromptError(
+                    f"{name} is {getattr(self, name)}; it is a share, give a number from 0 to 1"
+                )
+        if not 1 <= len(self.points) <= 3 or min(self.points) < 0 or max(self.points) < 1:
+            raise PromptError(
+                f"points is {self.points}; give 1 to 3 numbers >= 0 (points per side of the frame, "
+                "of its 4 zoomed regions, of its 16 regions), not all 0"
+            )
+        if self.layer not in ("flat", "parts"):
+            raise PromptError(f"layer is {self.layer!r}; choose 'flat' or 'parts'")
+        if not 0 <= self.min_area_m2 < self.max_area_m2:
+            raise PromptError(
+                f"area range {self.min_area_m2} to {self.max_area_m2} m2 holds nothing; "
+                "min_area_m2 must be >= 0 and below max_area_m2"
+            )
+        if self.chunk < 1 or self.coverage_points < 1 or self.min_region < 0 or self.simplify < 0:
+            raise PromptError(
+                f"chunk={self.chunk}, coverage_points={self.coverage_points}: at least 1; "
+                f"min_region={self.min_region}, simplify={self.simplify}: at least 0"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The reverse of `to_dict`, lists for tuples allowed."""
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**given)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve characters that change when any choice changes."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_SHARES = (
+    "min_iou",
+    "min_stability",
+    "duplicate_iou",
+    "link_iou",
+    "doubt_share",
+    "covered_share",
+)
