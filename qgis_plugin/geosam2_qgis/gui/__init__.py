@@ -1,0 +1,1 @@
+"""Widgets, the map tool and what connects them."""

@@ -1,0 +1,1 @@
+"""Algorithms for the Processing toolbox, models, batch and qgis_process."""

@@ -1,0 +1,29 @@
+"""The provider "GeoSAM2"."""
+
+from pathlib import Path
+
+from qgis.core import QgsProcessingProvider
+from qgis.PyQt.QtGui import QIcon
+
+from ..core.i18n import tr
+from .algorithms import EngineStatus, SegmentPrompts, SegmentRaster
+
+
+class Provider(QgsProcessingProvider):
+    """Three algorithms: everything, from prompts, status."""
+
+    def id(self):
+        return "geosam2"
+
+    def name(self):
+        return "GeoSAM2"
+
+    def longName(self):
+        return tr("GeoSAM2: polygons from imagery")
+
+    def icon(self):
+        return QIcon(str(Path(__file__).parent.parent / "icons" / "geosam2.svg"))
+
+    def loadAlgorithms(self):
+        for algorithm in (SegmentRaster, SegmentPrompts, EngineStatus):
+            self.addAlgorithm(algorithm())
