@@ -62,6 +62,15 @@ class Rings:
     """(R,) index of the first point of each ring."""
     labels: Ints
     """(R,) label inside; 1 for real values."""
+    rim: Bools
+    """(N,) True on the edge of the raster or of what is known."""
+    junction: Bools
+    """(N,) True where more than two labels meet."""
+
+    @property
+    def owner(self) -> Ints:
+        """(N,) which ring a point is on."""
+        return np.repeat(np.arange(len(self.starts)), self.sizes)
 
     @property
     def sizes(self) -> Ints:
@@ -88,9 +97,29 @@ class Rings:
 
     def take(self, rings: Bools) -> Rings:
         """Only some of the rings."""
-        points = self.points[np.repeat(rings, self.sizes)]
-        starts = np.cumsum(np.append(0, self.sizes[rings]))[:-1]
-        return Rings(points, starts, self.labels[rings])
+        return self._where(np.repeat(rings, self.sizes), rings)
+
+    def straight(self) -> Rings:
+        """Without the points on the straight line between their neighbours, junctions excepted.
+
+        Neighbours in a coverage drop the same points. A ring of fewer than three points goes too.
+        """
+        before, after = self.neighbours
+        into = self.points - self.points[before]
+        out = self.points[after] - self.points
+        bend = (into[:, 0] * out[:, 1] != into[:, 1] * out[:, 0]) | self.junction
+        large = np.bincount(self.owner[bend], minlength=len(self.starts)) > 2
+        return self._where(bend & large[self.owner], large)
+
+    def _where(self, points: Bools, rings: Bools) -> Rings:
+        sizes = np.bincount(self.owner[points], minlength=len(self.starts))[rings]
+        return Rings(
+            self.points[points],
+            np.cumsum(np.append(0, sizes))[:-1],
+            self.labels[rings],
+            self.rim[points],
+            self.junction[points],
+        )
 
 
 class _Pieces(NamedTuple):
@@ -101,6 +130,8 @@ class _Pieces(NamedTuple):
     label: Ints  # (n,) label on its left, as seen with y down
     point: Floats  # (n, 2) where it begins
     middle: Floats  # (n, 2) where it bends, NaN if it does not
+    rim: Bools  # (n,) whether its cell has unknown corners
+    junction: Bools  # (n,) whether more than two lines meet in the middle
 
 
 def strips(samples: npt.NDArray[Any]) -> Iterator[Block]:
@@ -133,18 +164,22 @@ def trace(blocks: Iterable[Block], width: int, *, level: float = 0.0) -> Rings:
     found = [_block_pieces(block, width + 3, level) for block in blocks]
     pieces = _Pieces(*(np.concatenate(part) for part in zip(*found, strict=True)))
     order, starts = _cycles(pieces)
-    owner = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
     points = np.stack([pieces.point[order], pieces.middle[order]], axis=1).reshape(-1, 2)
-    owner = np.repeat(owner, 2)
-    node = np.tile([False, True], len(order))
     given = ~np.isnan(points[:, 0])
-    rings = _rings(points[given], owner[given], pieces.label[order[starts]])
-    is_coverage = bool((rings.labels > 1).any())
-    return _without_straight(rings, keep=node[given] if is_coverage else None)
+    position = np.cumsum(np.append(0, given))  # of each point after those not given are left out
+    junction = np.column_stack([np.zeros(len(order), bool), pieces.junction[order]]).ravel()
+    return Rings(
+        points[given],
+        position[2 * starts],
+        pieces.label[order[starts]],
+        np.repeat(pieces.rim[order], 2)[given],
+        junction[given],
+    )
 
 
 def polygons(rings: Rings) -> tuple[npt.NDArray[np.object_], Ints]:
     """Shells with their holes: shapely polygons (P,) and their labels (P,)."""
+    rings = rings.straight()
     areas = rings.areas
     outlines = _linear_rings(rings)
     shells, holes = np.flatnonzero(areas > 0), np.flatnonzero(areas < 0)
@@ -223,7 +258,8 @@ def _cell_pieces(
     chess = crossed.all(axis=0) & diagonal
     both = (labels[0] == labels[2]) & (labels[1] == labels[3])
     unknown = (labels == UNKNOWN).any(axis=0)
-    node = ~chess & (unknown | (crossed.sum(axis=0) > 2))
+    junction = ~chess & (crossed.sum(axis=0) > 2)
+    node = junction | (unknown & ~chess)
     middle = np.where(node[:, None], origin + _middles(labels, shares, crossed), np.nan)
     for corner in range(4):
         edge, label = (corner - 1) % 4, labels[corner]
@@ -242,7 +278,8 @@ def _cell_pieces(
         end = np.choose(
             goal, [_crossing(number[starts], e, stride, beyond=False) for e in range(4)]
         )
-        yield _Pieces(begin, end, label, place, middle[starts])
+        bends = middle[starts]
+        yield _Pieces(begin, end, label, place, bends, unknown[starts], junction[starts])
 
 
 def _crossing(cell: Ints, edge: int, stride: int, *, beyond: bool) -> Ints:
@@ -293,28 +330,6 @@ def _cycles(pieces: _Pieces) -> tuple[Ints, Ints]:
     return np.array(order, np.int64), np.array(starts, np.int64)
 
 
-def _rings(points: Floats, owner: Ints, labels: Ints) -> Rings:
-    """Rings from points that know their ring; rings of fewer than three points are nothing."""
-    sizes = np.bincount(owner, minlength=len(labels))
-    large = sizes > 2
-    points = points[large[owner]]
-    starts = np.cumsum(np.append(0, sizes[large]))[:-1]
-    return Rings(points, starts, labels[large])
-
-
-def _without_straight(rings: Rings, keep: Bools | None) -> Rings:
-    """Drop points on the straight line between their neighbours, except nodes of a coverage."""
-    before, after = rings.neighbours
-    into = rings.points - rings.points[before]
-    out = rings.points[after] - rings.points
-    bend = into[:, 0] * out[:, 1] != into[:, 1] * out[:, 0]
-    if keep is not None:
-        bend |= keep
-    owner = np.repeat(np.arange(len(rings.starts)), rings.sizes)
-    return _rings(rings.points[bend], owner[bend], rings.labels)
-
-
 def _linear_rings(rings: Rings) -> npt.NDArray[np.object_]:
-    owner = np.repeat(np.arange(len(rings.starts)), rings.sizes)
-    found: npt.NDArray[np.object_] = shapely.linearrings(rings.points, indices=owner)
+    found: npt.NDArray[np.object_] = shapely.linearrings(rings.points, indices=rings.owner)
     return found
