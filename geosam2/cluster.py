@@ -106,6 +106,11 @@ class OnDask:
         """Steps under way at most: enough that no worker waits, not more."""
         return self._per_worker * max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
 
+    @property
+    def dashboard(self) -> str | None:
+        """Address of dask's dashboard, if it has one."""
+        return self._client.dashboard_link or None
+
     def submit(self, job: Job, step: Step) -> None:
         """Send a step; later kinds go first on the workers too."""
         self._sent += 1

@@ -111,9 +111,10 @@ def segment_everything(
         executor = stack.enter_context(executor_for(job, workers=workers, client=client))
         job = with_threads(job, executor)
         last: Progress | None = None
-        for last in start(job, executor, resume=resume):
+        for step in start(job, executor, resume=resume):
+            last = step
             if progress is not None:
-                progress(last)
+                progress(step)
         return collect(job, last)
 
 
@@ -186,11 +187,10 @@ def _recipe(recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
 
 def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], dict[str, Any]]:
     """A maker of the network, and what is written of it beside results."""
+    network: Any
     if isinstance(model, str | Path):
-        from geosam2_model import load
-
         maker: Callable[[], Network] = NamedModel(str(model), device)
-        network: Any = load(str(model), device=device)
+        network = maker()
     elif hasattr(model, "encode") and callable(model) and not hasattr(model, "config"):
         maker, network = model, model  # a stand-in that makes itself
     elif hasattr(model, "encode"):
@@ -207,6 +207,11 @@ def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], dict[
         "model": network.name,
         "fingerprint": network.fingerprint,
     }
+
+
+def load_network(model: Any, device: str | None = None) -> Any:
+    """A network from a name, a path, a model, or a callable that makes one."""
+    return _model(model, device)[0]()
 
 
 def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:

@@ -78,7 +78,7 @@ class Ledger:
 
     def _after_find(self, block: Node) -> None:
         self._found.add(block)
-        for other in (block, *self.blocks.neighbours(block)):
+        for other in sorted((block, *self.blocks.neighbours(block))):
             if other not in self._settled and self._surrounded(other, self._found):
                 self._settled.add(other)
                 self._offer("settle", other)
@@ -100,7 +100,7 @@ class Ledger:
 
     def _set_clear(self, block: Node) -> None:
         self._clear.add(block)
-        for other in (block, *self.blocks.neighbours(block)):
+        for other in sorted((block, *self.blocks.neighbours(block))):
             if other not in self._drawn and self._surrounded(other, self._clear):
                 self._drawn[other] = 0
                 self._offer("draw", other)

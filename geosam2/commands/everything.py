@@ -1,0 +1,236 @@
+"""`geosam2 everything`: every object of a scene, or one for each of many prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from geosam2.cluster import Progress
+    from geosam2.steps import Job
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Vector file to write.")
+@click.option("--model", default="nano", show_default=True, help="Name or path of a model.")
+@click.option("--level", type=int, default=0, show_default=True, help="Level; 0 = native.")
+@click.option("--gsd", type=float, help="Metres per pixel to look at, instead of --level.")
+@click.option(
+    "--points",
+    default=None,
+    metavar="N[,N[,N]]",
+    help="Points per side: frame, each of 4 zoomed regions, each of 16.",
+)
+@click.option("--min-area", type=float, default=0.0, help="Smallest object, square metres.")
+@click.option("--max-area", type=float, default=float("inf"), help="Largest object, square metres.")
+@click.option("--min-iou", type=float, help="Least predicted IoU of a mask.")
+@click.option("--min-stability", type=float, help="Least stability of a mask.")
+@click.option("--roi", type=click.Path(exists=True), help="Vector file with the region to look in.")
+@click.option(
+    "--layer",
+    type=click.Choice(["flat", "parts"]),
+    default="flat",
+    show_default=True,
+    help="One layer without overlaps, or all masks with the parent that each lies in.",
+)
+@click.option("--prompts", type=click.Path(exists=True), help="Points or boxes: one polygon each.")
+@click.option("--workers", type=int, default=0, help="Processes; 0 = work in this one.")
+@click.option("--scheduler", help="Address of a dask scheduler, tcp://host:port.")
+@click.option("--block", type=int, default=8, show_default=True, help="Frames along a block.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --folder.")
+@click.option("--keep", is_flag=True, help="Keep the run's folder when done.")
+@click.option("--dry-run", is_flag=True, help="Say frames, time and disk; do not run.")
+@click.option("--no-judge", is_flag=True, help="Do not ask the memory where linking is in doubt.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+def command(
+    source: str,
+    output: Path | None,
+    model: str,
+    level: int,
+    gsd: float | None,
+    points: str | None,
+    min_area: float,
+    max_area: float,
+    min_iou: float | None,
+    min_stability: float | None,
+    roi: str | None,
+    layer: str,
+    prompts: str | None,
+    workers: int,
+    scheduler: str | None,
+    block: int,
+    folder: Path | None,
+    resume: bool,
+    keep: bool,
+    dry_run: bool,
+    no_judge: bool,
+    overwrite: bool,
+) -> None:
+    """Find every object of SOURCE, each of them once, however many frames it covers.
+
+    Finished blocks are kept in --folder (by default the output's name with `.run`); after a crash
+    or Ctrl-C the same command with --resume goes on from there.
+    """
+    from geosam2.errors import ExportError
+    from geosam2.everything import plan
+    from geosam2.levels import level_for
+    from geosam2.scene import open_scene
+
+    if output is None and not dry_run:
+        raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
+    if output is not None and output.exists() and not (overwrite or dry_run):
+        raise ExportError(f"{output} exists; replace it with --overwrite")
+    scene = open_scene(source)
+    if gsd is not None:
+        level = level_for(scene, gsd=gsd).index
+    if prompts is not None:
+        assert output is not None
+        _prompted(scene, prompts, output, model, level, overwrite)
+        return
+    given = {"min_iou": min_iou, "min_stability": min_stability, "points": _points(points)}
+    choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            temporary = tempfile.TemporaryDirectory(prefix="geosam2_")
+            folder = (
+                Path(stack.enter_context(temporary))
+                if output is None
+                else output.with_name(output.name + ".run")
+            )
+        job = plan(
+            scene,
+            folder,
+            model=model,
+            level=level,
+            roi=None if roi is None else _read(roi),
+            block=block,
+            judge=not no_judge,
+            min_area_m2=min_area,
+            max_area_m2=max_area,
+            layer=layer,
+            **choices,
+        )
+        if dry_run:
+            _tell(job, workers)
+            return
+        assert output is not None
+        _do(job, output, workers, scheduler, resume, keep, overwrite)
+
+
+def _points(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers such as 32,16,4", param_hint="--points"
+        ) from error
+
+
+def _read(path: str) -> Any:
+    import geopandas
+
+    return geopandas.read_file(path)
+
+
+def _do(
+    job: Job,
+    output: Path,
+    workers: int,
+    scheduler: str | None,
+    resume: bool,
+    keep: bool,
+    overwrite: bool,
+) -> None:
+    from geosam2.everything import executor_for, remove, start, with_threads
+
+    last: Progress | None = None
+    with executor_for(job, workers=workers, scheduler=scheduler) as executor:
+        if link := getattr(executor, "dashboard", None):
+            click.echo(f"dashboard: {link}", err=True)
+        job = with_threads(job, executor)
+        for progress in _shown(start(job, executor, resume=resume)):
+            last = progress
+    count = _write(job, output, overwrite)
+    left_out = () if last is None else last.failed
+    coverage = 0.0 if last is None else last.coverage
+    click.echo(f"{output}: {count} objects, {coverage:.0%} of the valid area", err=True)
+    for name in left_out:
+        click.echo(f"left out: {name}", err=True)
+    if left_out:
+        click.echo(f"try them again with --resume --overwrite --folder {job.folder}", err=True)
+        raise click.exceptions.Exit(1)
+    if not keep:
+        remove(job)
+
+
+def _shown(steps: Iterator[Progress]) -> Iterator[Progress]:
+    """The same steps, with a bar on a terminal's stderr."""
+    from tqdm import tqdm
+
+    bar: Any = None
+    for progress in steps:
+        if bar is None:  # frames of an earlier run do not count into the speed
+            initial = progress.frames_done if progress.resumed else 0
+            bar = tqdm(total=progress.frames_total, initial=initial, unit="frame", disable=None)
+        bar.update(progress.frames_done - bar.n)
+        bar.set_postfix(objects=progress.objects, coverage=f"{progress.coverage:.0%}")
+        yield progress
+    if bar is not None:
+        bar.close()
+
+
+def _write(job: Job, output: Path, overwrite: bool) -> int:
+    """One block after the other into a hidden file beside the output, then into its place."""
+    from geosam2 import export
+    from geosam2.everything import collect, tables
+
+    count = 0
+    partial = output.with_name(f".{output.stem}.{os.getpid()}.part{output.suffix}")
+    try:
+        for table in tables(job):
+            plain = table.drop(columns=["feature"])
+            export.write(plain, partial, append=count > 0)
+            count += len(table)
+        if count == 0:
+            export.write(collect(job), partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _tell(job: Job, workers: int) -> None:
+    """The estimate in words."""
+    from geosam2.calibration import estimate
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    found = estimate(job, workers=max(1, workers))
+    hours, rest = divmod(int(found.seconds), 3600)
+    click.echo(f"frames     {found.frames} in {found.blocks} blocks, {found.megapixels:.1f} Mpx")
+    click.echo(
+        f"a frame    {found.seconds_read:.2f} s reading, {found.seconds_network:.2f} s network "
+        f"(measured on {found.sampled} frames)"
+    )
+    click.echo(
+        f"expected   {hours} h {rest // 60:02d} min {rest % 60:02d} s, {found.workers} workers"
+    )
+    click.echo(f"disk       {found.bytes / 1e6:.1f} MB while running")
+
+
+def _prompted(scene: Any, path: str, output: Path, model: str, level: int, overwrite: bool) -> None:
+    from geosam2 import export
+    from geosam2.bulk import segment_prompts
+
+    found = segment_prompts(scene, _read(path), model=model, level=level)
+    export.write(found, output, overwrite=overwrite)
+    click.echo(f"{output}: {len(found)} objects", err=True)
