@@ -33,9 +33,9 @@ CELL = 16
 # must not move any of them across the cut: 1/sqrt(2) is far from all of them.
 _PHASE_CUT = 1 - math.sqrt(0.5)
 
-_EARTH_RADIUS = 6378137.0
-_MERCATOR_LIMIT = 85.0511287798066
-_WORLD = 2 * math.pi * _EARTH_RADIUS
+EARTH_RADIUS = 6378137.0
+MERCATOR_LIMIT = 85.0511287798066
+_WORLD = 2 * math.pi * EARTH_RADIUS
 
 
 class Window(NamedTuple):
@@ -106,7 +106,7 @@ class Level:
     extent: Window
     """Lattice pixels that the source has at this level."""
     gsd: float
-    """Metres on the ground per pixel at the centre of the scene; nan without a CRS."""
+    """Metres on the ground per pixel at the centre of the source; nan without a CRS."""
     crs: str | None
     """CRS as text (authority code or WKT); None for pixel coordinates."""
 
@@ -163,12 +163,12 @@ class Level:
         row = (self.anchor[1] - y) / self.resolution[1]
         return row, col
 
-    def window_of(self, bounds: tuple[float, float, float, float]) -> Window:
-        """Smallest window that covers (left, bottom, right, top)."""
+    def window_of(self, bounds: tuple[float, float, float, float], slack: float = 1e-3) -> Window:
+        """Smallest window that covers (left, bottom, right, top), but for `slack` of a pixel."""
         top, left = self.pixel_at(bounds[0], bounds[3])
         bottom, right = self.pixel_at(bounds[2], bounds[1])
-        row, col = _floor(top), _floor(left)
-        return Window(row, col, -_floor(-bottom) - row, -_floor(-right) - col)
+        row, col = math.floor(top + slack), math.floor(left + slack)
+        return Window(row, col, math.ceil(bottom - slack) - row, math.ceil(right - slack) - col)
 
     def locate(self, geobox: GeoBox) -> Window | None:
         """Window of a grid that lies on this lattice, or None if it does not."""
@@ -193,11 +193,6 @@ def whole_cells(coordinate: float, cell: float) -> int:
     (0, 1, 1)
     """
     return math.floor(coordinate / cell + _PHASE_CUT)
-
-
-def _floor(value: float) -> int:
-    """Floor that forgives a thousandth of a pixel of rounding noise."""
-    return math.floor(value + 1e-3)
 
 
 @lru_cache(maxsize=64)
@@ -231,7 +226,7 @@ def ground_size(crs: CRS | None, x: float, y: float, resolution: tuple[float, fl
     if crs is None:
         return math.nan
     if is_web_mercator(crs):
-        return math.sqrt(resolution[0] * resolution[1]) / math.cosh(y / _EARTH_RADIUS)
+        return math.sqrt(resolution[0] * resolution[1]) / math.cosh(y / EARTH_RADIUS)
     half_x, half_y = resolution[0] / 2, resolution[1] / 2
     to_degrees = _to_geodetic(crs.to_wkt())
     lon, lat = to_degrees.transform([x - half_x, x + half_x, x, x], [y, y, y - half_y, y + half_y])
@@ -241,7 +236,7 @@ def ground_size(crs: CRS | None, x: float, y: float, resolution: tuple[float, fl
         return math.sqrt(metres[0] * metres[1])
     # the centre is off the Earth (a geostationary full disc has corners in space): nominal units
     factor = float(crs.axis_info[0].unit_conversion_factor) * (
-        _EARTH_RADIUS if crs.is_geographic else 1.0
+        EARTH_RADIUS if crs.is_geographic else 1.0
     )
     return math.sqrt(resolution[0] * resolution[1]) * factor
 
@@ -312,17 +307,17 @@ def level_for(
 
 
 def gsd_at(scene: Scene, level: Level, latitude: float | None = None) -> float:
-    """Metres per pixel of a level, at a latitude instead of at the scene's centre."""
+    """Metres per pixel of a level, at a latitude or at the centre of the working area."""
     crs = scene.crs
     if latitude is None or crs is None:
-        return level.gsd
+        return scene.gsd * level.cell_size / scene.cell_size
     if is_web_mercator(crs):
         _check_latitude(latitude)
         return level.cell_size * math.cos(math.radians(latitude))
     if crs.is_geographic:
         left, _, right, _ = scene.bounds
         return ground_size(crs, (left + right) / 2, latitude, level.resolution)
-    return level.gsd
+    return gsd_at(scene, level)
 
 
 def zoom_for_gsd(
@@ -368,7 +363,7 @@ def _check_gsd(gsd: float) -> None:
 
 
 def _check_latitude(latitude: float) -> None:
-    if not abs(latitude) <= _MERCATOR_LIMIT:
+    if not abs(latitude) <= MERCATOR_LIMIT:
         raise LevelError(
             f"latitude {latitude} is outside Web Mercator (-85.0511 to 85.0511 degrees)"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,11 +19,22 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
 from geosam2.errors import GeoreferenceError, LevelError, SourceError
-from geosam2.levels import CELL, Level, Window
+from geosam2.levels import (
+    CELL,
+    EARTH_RADIUS,
+    MERCATOR_LIMIT,
+    Level,
+    Window,
+    ground_size,
+    is_web_mercator,
+    odc_crs,
+)
 from geosam2.sources.bands import IDENTITY, Bands, Stretch, percentile_stretch
 from geosam2.sources.base import Source, sample_windows
 
 if TYPE_CHECKING:
+    from geosam2.sources.fetch import Service
+    from geosam2.sources.xyz import OnError
     from geosam2.tiling import FrameGrid, FrameIndex, Order
 
 Bounds = tuple[float, float, float, float]
@@ -130,8 +143,10 @@ class Scene:
 
     @property
     def gsd(self) -> float:
-        """Metres on the ground per native pixel, at the centre; nan without a CRS."""
-        return self.levels[0].gsd
+        """Metres on the ground per native pixel, at the centre of `bounds`; nan without a CRS."""
+        left, bottom, right, top = self.bounds
+        middle = (left + right) / 2, (bottom + top) / 2
+        return ground_size(self.crs, *middle, self.levels[0].resolution)
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -201,7 +216,7 @@ class Scene:
         """Lattice pixels of the working area at a level."""
         if self.area is None:
             return level.extent
-        return level.window_of(self.area) & level.extent
+        return level.window_of(self.area) & self.reader.reach(level)
 
     def within(self, bounds: Any, *, crs: Any = None) -> Scene:
         """The same scene with another working area; see `open_scene` for `bounds`."""
@@ -258,7 +273,7 @@ class Scene:
         """
         explicit = None if isinstance(order, str) else list(order)
         wanted = grid.indices(order) if isinstance(order, str) else explicit  # type: ignore[arg-type]
-        chosen = [grid.extent] if explicit is None else [grid.window(i) for i in explicit]
+        chosen = [grid.covered] if explicit is None else [grid.window(i) for i in explicit]
         self.reader.check_requests(grid.level, chosen)
         return self._prefetch(grid, iter(wanted or ()), workers, ahead)
 
@@ -283,7 +298,7 @@ class Scene:
     ) -> Frame:
         pixels = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
-        inside = window & level.extent
+        inside = window & self.reader.reach(level)
         if not inside.empty:
             raw = self.reader.read(level, inside)
             row, col = inside.row - window.row, inside.col - window.col
@@ -294,8 +309,6 @@ class Scene:
         return Frame(pixels, valid, geobox, level, (window.row, window.col), index)
 
     def _same_crs(self, geobox: GeoBox) -> bool:
-        from geosam2.levels import odc_crs
-
         return bool(geobox.crs == odc_crs(self.levels[0].crs))
 
     def close(self) -> None:
@@ -320,11 +333,21 @@ def open_scene(
     bounds_crs: Any = None,
     crs: Any = None,
     pixel_coordinates: bool = False,
+    min_zoom: int | None = None,
+    max_zoom: int | None = None,
+    tile_size: int | None = None,
+    on_error: OnError = "raise",
+    max_tiles: int = 4096,
+    service: Service | None = None,
 ) -> Scene:
     """Open imagery: nothing but a header is read.
 
+    Never show a pickled scene around: it holds the keys of its URL, or a worker could not read.
+
     Args:
-        x: A path or URL of a raster that GDAL reads (GeoTIFF, COG, VRT ...), or a Scene.
+        x: A path or URL of a raster that GDAL reads (GeoTIFF, COG, VRT ...); tiles as a template
+            ("https://.../{z}/{x}/{y}.png", {-y} from the south), a folder of z/x/y files, MBTiles
+            or PMTiles; or a Scene.
         bands: One band (grey) or three (red, green, blue), by number from 1 or by name. Default:
             what the file says, else the usual order for the number of bands.
         stretch: None: 8-bit values as stored, others between the 2nd and 98th percentile.
@@ -335,6 +358,13 @@ def open_scene(
         bounds_crs: CRS of `bounds`, if it is another one.
         crs: CRS of imagery that does not say its own.
         pixel_coordinates: Open a picture without a place on the map; x = column, y = -row.
+        min_zoom: Tiles: coarsest zoom.
+        max_zoom: Tiles: finest zoom, the native level; 19 if the source does not say.
+        tile_size: Tiles: pixels along a side; 256 for a web service.
+        on_error: Tiles: "nodata" leaves a hole where a tile cannot be had, instead of an error.
+        max_tiles: Tiles: the most that one call may ask a web service for; more is refused before
+            anything is fetched.
+        service: Tiles: connections, pace, headers, retries and cache of a web service.
 
     Raises:
         SourceError: If it cannot be opened; the message names the remedy.
@@ -342,16 +372,36 @@ def open_scene(
     """
     if isinstance(x, Scene):
         return x if bounds is None else x.within(bounds, crs=bounds_crs)
-    if isinstance(x, str | os.PathLike):
+    reader: Source
+    if not isinstance(x, str | os.PathLike):
+        raise SourceError(
+            f"cannot open {type(x).__name__}: give a path, a URL, a tile template or an "
+            "xarray.DataArray"
+        )
+    if _is_tiled(os.fspath(x)):
+        from geosam2.sources.xyz import XyzSource
+
+        reader = XyzSource(
+            os.fspath(x),
+            min_zoom=min_zoom,
+            max_zoom=max_zoom,
+            tile_size=tile_size,
+            on_error=on_error,
+            max_tiles=max_tiles,
+            service=service,
+        )
+    else:
         from geosam2.sources.geotiff import GeoTiffSource
 
         reader = GeoTiffSource(x, bands=bands, crs=crs, pixel_coordinates=pixel_coordinates)
-        area = None if bounds is None else _bounds_in(bounds, bounds_crs, reader.crs)
-        return Scene(reader, area, stretch)
-    raise SourceError(
-        f"cannot open {type(x).__name__}: give a path, a URL, an XYZ template or an "
-        "xarray.DataArray"
-    )
+    area = None if bounds is None else _bounds_in(bounds, bounds_crs, reader.crs)
+    return Scene(reader, area, stretch)
+
+
+def _is_tiled(path: str) -> bool:
+    """True for templates, tile archives and folders; everything else is GDAL's."""
+    bare = path.partition("?")[0].lower()
+    return "{" in path or bare.endswith((".mbtiles", ".pmtiles")) or Path(path).is_dir()
 
 
 def _given_stretch(asked: Any) -> Stretch:
@@ -370,6 +420,9 @@ def _bounds_in(bounds: Any, given: Any, crs: CRS | None) -> Bounds:
     box = getattr(bounds, "boundingbox", bounds)
     known = given if given is not None else getattr(box, "crs", None)
     left, bottom, right, top = (float(v) for v in getattr(box, "bbox", box))
+    known = None if known is None else CRS.from_user_input(str(known))
+    if known is not None and known.is_geographic and is_web_mercator(crs):
+        return _on_web_map(left, bottom, right, top)
     if not (left < right and bottom < top):
         raise GeoreferenceError(
             f"bounds are (left, bottom, right, top) with left < right and bottom < top, "
@@ -381,9 +434,19 @@ def _bounds_in(bounds: Any, given: Any, crs: CRS | None) -> Bounds:
         raise GeoreferenceError("bounds of a picture in pixel coordinates have no CRS")
     from pyproj import Transformer
 
-    source = CRS.from_user_input(str(known) if hasattr(known, "proj") else known)
-    moved = Transformer.from_crs(source, crs, always_xy=True)
+    moved = Transformer.from_crs(known, crs, always_xy=True)
     return moved.transform_bounds(left, bottom, right, top, densify_pts=21)
+
+
+def _on_web_map(west: float, south: float, east: float, north: float) -> Bounds:
+    """Degrees to Web Mercator; west > east goes over the antimeridian, as in GeoJSON."""
+    import mercantile
+
+    if east <= west:
+        east += 360
+    _, bottom = mercantile.xy(0, max(south, -MERCATOR_LIMIT))
+    _, top = mercantile.xy(0, min(north, MERCATOR_LIMIT))
+    return math.radians(west) * EARTH_RADIUS, bottom, math.radians(east) * EARTH_RADIUS, top
 
 
 def _short(bounds: Bounds) -> str:

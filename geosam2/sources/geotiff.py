@@ -374,7 +374,8 @@ def _mask_kind(dataset: Dataset) -> str:
 def _alpha_of(dataset: Dataset) -> int:
     """Number of the alpha band; the one that a WarpedVRT adds is the last."""
     colours = dataset.colorinterp
-    return colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else dataset.count
+    number = colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else dataset.count
+    return int(number)
 
 
 _DTYPES = {"complex_int16": "complex64"}  # rasterio's own names
