@@ -69,33 +69,51 @@ class Patch:
         height, width = self.shape
         return self.row, self.col, self.row + height, self.col + width
 
-    def full(self, step: int = 1) -> FloatArray:
-        """Logits at `step` level pixels a cell, bilinear; (height / step, width / step) float32."""
+    def read(self, box: Box, step: int = 1) -> tuple[FloatArray, FloatArray]:
+        """Logits and blending weights in a box of the lattice that lies inside the patch.
+
+        Weights are a cosine ramp at the patch's borders, such that those of two frames that
+        overlap by `overlap` pixels add up to one; 0 on nodata.
+
+        Args:
+            box: (row, col, row stop, col stop); its shape is a multiple of `step`.
+            step: Level pixels per cell of the result; logits are interpolated or averaged.
+
+        Returns:
+            Two arrays (height / step, width / step) float32.
+        """
+        top, left, bottom, right = (
+            edge - start for edge, start in zip(box, (self.row, self.col) * 2, strict=True)
+        )
+        height, width = self.shape
+        rows = _ramp(height, self.overlap, top, bottom, step)
+        cols = _ramp(width, self.overlap, left, right, step)
+        weights = np.maximum(np.outer(rows, cols), LEAST_WEIGHT).astype(np.float32)
+        if self.valid is not None:
+            cut = self.valid[top:bottom, left:right]
+            cells = cut.reshape(len(rows), step, len(cols), step)
+            weights *= cells.mean((1, 3)) > 0.5
+        return self._logits(top, left, bottom, right, step), weights
+
+    def _logits(self, top: int, left: int, bottom: int, right: int, step: int) -> FloatArray:
+        """Logits of a part of the patch; only what is needed of it is interpolated."""
         import torch
         from torch.nn import functional as F
 
-        if self.step == step:
-            return self.logits
-        small = torch.from_numpy(self.logits)[None, None]
-        if self.step < step:
-            large = F.avg_pool2d(small, step // self.step)
-        else:
-            large = F.interpolate(small, scale_factor=self.step / step, mode="bilinear")
-        found: FloatArray = large[0, 0].numpy()
+        aligned = not any(edge % self.step for edge in (top, left, bottom, right))
+        if self.step == step and aligned:
+            cut = slice(top // step, bottom // step), slice(left // step, right // step)
+            return self.logits[cut]
+        rows = _needed(top, bottom, self.step, self.logits.shape[0])
+        cols = _needed(left, right, self.step, self.logits.shape[1])
+        small = torch.from_numpy(self.logits[rows, cols])[None, None]
+        large = F.interpolate(small, scale_factor=float(self.step), mode="bilinear")
+        shift = rows.start * self.step, cols.start * self.step
+        large = large[..., top - shift[0] : bottom - shift[0], left - shift[1] : right - shift[1]]
+        found: FloatArray = (
+            F.avg_pool2d(large, step)[0, 0].numpy() if step > 1 else large[0, 0].numpy()
+        )
         return found
-
-    def weights(self, step: int = 1) -> FloatArray:
-        """Blending weight of each cell: a cosine ramp at the borders; 0 where half is nodata.
-
-        The ramps of two frames that overlap by `overlap` pixels add up to one.
-        """
-        height, width = self.shape
-        rows, cols = _ramp(height, self.overlap, step), _ramp(width, self.overlap, step)
-        weights = np.maximum(np.outer(rows, cols), LEAST_WEIGHT).astype(np.float32)
-        if self.valid is not None:
-            cells = self.valid.reshape(height // step, step, width // step, step)
-            weights *= cells.mean((1, 3)) > 0.5
-        return weights
 
 
 @dataclass
@@ -191,9 +209,13 @@ class LogitMosaic:
         shape = (box[2] - box[0]) // step, (box[3] - box[1]) // step
         total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for patch in patches:
-            to, take = _common(box, patch.box, step)
-            part = patch.weights(step)[take]
-            total[to] += part * patch.full(step)[take]
+            common = _common(box, patch.box)
+            to = np.s_[
+                (common[0] - box[0]) // step : (common[2] - box[0]) // step,
+                (common[1] - box[1]) // step : (common[3] - box[1]) // step,
+            ]
+            logits, part = patch.read(common, step)
+            total[to] += part * logits
             weight[to] += part
         total /= np.where(weight > 0, weight, np.float32(1))
         return total, weight
@@ -319,30 +341,26 @@ def _order(key: Hashable) -> Any:
     return key
 
 
-def _ramp(length: int, overlap: int, step: int) -> FloatArray:
-    """(length / step,) 1 in the middle, a raised cosine over `overlap` pixels at both ends."""
-    centre = np.arange(length // step) * step + step / 2
+def _ramp(length: int, overlap: int, start: int, stop: int, step: int) -> FloatArray:
+    """Weights along one axis: 1 in the middle, a raised cosine over `overlap` pixels at an end."""
+    centre = np.arange(start, stop, step) + step / 2
     inside = np.minimum(centre, length - centre)
     rise = np.clip(inside / max(min(overlap, length // 2), 1), 0, 1)
     ramp: FloatArray = (0.5 - 0.5 * np.cos(np.pi * rise)).astype(np.float32)
     return ramp
 
 
+def _needed(start: int, stop: int, step: int, count: int) -> slice:
+    """Cells that interpolation between `start` and `stop` pixels looks at."""
+    return slice(max(start // step - 1, 0), min(-(-stop // step) + 1, count))
+
+
 def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _common(box: Box, other: Box, step: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The common rectangle as slices of cells into `box` and into `other`."""
-    top, left = max(box[0], other[0]), max(box[1], other[1])
-    bottom, right = min(box[2], other[2]), min(box[3], other[3])
-
-    def cells(start: int, stop: int, origin: int) -> slice:
-        return slice((start - origin) // step, (stop - origin) // step)
-
-    to = cells(top, bottom, box[0]), cells(left, right, box[1])
-    take = cells(top, bottom, other[0]), cells(left, right, other[1])
-    return to, take
+def _common(a: Box, b: Box) -> Box:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
 def _positive_box(box: Box, logits: FloatArray) -> Box:

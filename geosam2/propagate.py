@@ -348,7 +348,7 @@ class Panning:
         if again:  # what the frame itself said before is a hint, not something to agree with
             shown, _ = self.mosaic.known(*box, step=MASK_STEP, skip=skip - {index})
         said = self._said(index, frame, shown)
-        seeds = _seeds(frame, known, said)
+        seeds = seeds_of(frame, known, said)
         with torch.no_grad():
             features = self._conditioned(frame.features, start)
             answers = self._answers(features, said, frame, known, weight, seeds)
@@ -699,7 +699,7 @@ def _along(logits: FloatArray, side: Side) -> FloatArray:
     return turned[side]
 
 
-def _seeds(frame: EncodedFrame, known: FloatArray, said: FramePrompt) -> BoolArray:
+def seeds_of(frame: EncodedFrame, known: FloatArray, said: FramePrompt) -> BoolArray:
     """(H/4, W/4) cells that are surely the object: known before, or clicked."""
     seeds: BoolArray = known > 0
     inverse = ~frame.geobox.affine

@@ -48,7 +48,8 @@ class ColourModel:
         colours = pixels.float()
         quarter = F.avg_pool2d(colours, 4)
         size = pixels.shape[-2], pixels.shape[-1]
-        return ImageFeatures(F.avg_pool2d(colours, 16), (quarter, F.avg_pool2d(colours, 8)), size)
+        skips = quarter, F.avg_pool2d(colours, 8)
+        return ImageFeatures(F.avg_pool2d(colours, 16), skips, size, pixels_small=colours)
 
     def attend(self, features: ImageFeatures, bank: Any, place: Any) -> ImageFeatures:
         """What is remembered: the object's colour, and one that a background click was on."""
@@ -77,19 +78,21 @@ class ColourModel:
         self, features: ImageFeatures, prompts: Prompts | None = None, multimask: bool = False
     ) -> Decoded:
         """Masks of everything that has the colours of the prompt, else of the memory."""
-        colours = features.high_res[0]
+        assert features.pixels_small is not None  # full resolution: outlines are sub-pixel
+        colours = features.pixels_small
         wanted, unwanted = self._wanted(features, prompts)
         distance = (colours - wanted[:, :, None, None]).norm(dim=1)
-        logits = (self.tolerance - distance) / self.tolerance * 8
+        sharp = ((self.tolerance - distance) / self.tolerance * 8).clamp(-8, 8)
         for other in unwanted:
             nearer = (colours - other[:, :, None, None]).norm(dim=1) < distance
-            logits = torch.where(nearer, -logits.abs() - 1, logits)
+            sharp = torch.where(nearer, -sharp.abs() - 1, sharp)
+        logits = F.avg_pool2d(sharp.sign() * 8, 4)
         n = len(logits)
         masks = torch.stack([logits, logits - 4, logits + 2], 1) if multimask else logits[:, None]
         scores = torch.tensor([0.95, 0.8, 0.7])[: masks.shape[1]].expand(n, -1)
         seen = (logits > 0).flatten(1).any(1).float() * 20 - 10
         avoid = torch.stack(unwanted).amin(0) if unwanted else torch.full((n, 3), NOWHERE)
-        pointer = torch.cat([_mean(colours, logits > 0), avoid], dim=1)
+        pointer = torch.cat([_mean(features.high_res[0], logits > 0), avoid], dim=1)
         return Decoded(masks, scores, seen, pointer)
 
     def _wanted(
@@ -111,8 +114,9 @@ class ColourModel:
         elif prompts is not None and prompts.masks is not None:
             wanted = _mean(colours, prompts.masks[:, 0] > 0)
         elif prompts is not None and prompts.boxes is not None:
-            x0, y0, x1, y1 = (prompts.boxes[0] / 4).long().tolist()
-            wanted = colours[:, :, y0 : y1 + 1, x0 : x1 + 1].mean((-1, -2))
+            x0, y0, x1, y1 = prompts.boxes[0].tolist()
+            col, row = int((x0 + x1) / 8), int((y0 + y1) / 8)  # the middle, in cells
+            wanted = colours[:, :, row, col]
         assert wanted is not None, "nothing to go by: no prompt and no memory"
         return wanted, away
 

@@ -1,0 +1,190 @@
+"""Coarse to fine: sharpen the outline of an object that was found on a coarse level.
+
+Only frames that the outline crosses are looked at; the inside stays as it was found. So the cost
+grows with the perimeter and not with the area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geosam2 import regions
+from geosam2.cache import EncodedFrame, FrameEncoder
+from geosam2.errors import LevelError, SourceError
+from geosam2.masklet import FrameReport, Masklet, Step
+from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
+from geosam2.prompts import MASK_STEP, FramePrompt, apply_affine, network_prompts
+from geosam2.tiling import FrameGrid, FrameIndex
+
+if TYPE_CHECKING:
+    from geosam2_model import Decoded
+
+    from geosam2.levels import Level
+
+FloatArray = NDArray[np.float32]
+
+KEEPS = 0.7  # IoU with the coarse mask on a frame, below which the coarse mask is kept
+FINE = 1  # rank of refined patches
+LARGEST_JUMP = 4  # a level is refined towards one at most so many times finer
+
+
+class Refining:
+    """One object brought from its level to the next finer one; iterate for its steps.
+
+    Args:
+        encoder: Scene and network.
+        masklet: What was found on the coarse level.
+        level: Finer level of the same scene.
+        overlap: Pixels that neighbouring frames share.
+
+    Raises:
+        LevelError: If `level` is not finer.
+    """
+
+    def __init__(
+        self, encoder: FrameEncoder, masklet: Masklet, level: Level, *, overlap: int | None = None
+    ) -> None:
+        if level.index >= masklet.level.index:
+            raise LevelError(
+                f"level {level.label} is not finer than {masklet.level.label}, at which the object "
+                "was found: there is nothing to refine"
+            )
+        self.encoder = encoder
+        size = encoder.model.config.image_size
+        overlap = size // 4 if overlap is None else overlap
+        self.grid = FrameGrid.of(encoder.scene, level, frame_size=size, overlap=overlap)
+        self.coarse = masklet
+        self.mosaic = rescaled(masklet.mosaic, masklet.level, level)
+        self.frames = frames_on_outline(masklet, self.grid)
+        self.reports: list[FrameReport] = []
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Step]:
+        for index in self.frames[len(self.reports) :]:
+            yield self._step(index)
+
+    @property
+    def masklet(self) -> Masklet:
+        """The object as it is refined so far; frames of the coarse level stay listed."""
+        kept = tuple(report for report in self.reports if report.accepted)
+        frames = (*self.coarse.frames, *kept)
+        return replace(self.coarse, mosaic=self.mosaic, level=self.grid.level, frames=frames)
+
+    def _step(self, index: FrameIndex) -> Step:
+        report, logits = self._look(index)
+        self.reports.append(report)
+        accepted = sum(one.accepted for one in self.reports)
+        left = len(self.frames) - len(self.reports)
+        return Step(report, logits, len(self.reports), accepted, left, float("nan"))
+
+    def _look(self, index: FrameIndex) -> tuple[FrameReport, FloatArray | None]:
+        start = FrameReport(index, accepted=False, visit=len(self.reports))
+        try:
+            frame = self.encoder(self.grid.level, self.grid.window(index))
+        except SourceError as error:
+            return replace(start, reason=f"could not be read: {error}"), None
+        if not frame.valid.any():
+            return replace(start, reason="no data"), None
+        known = self._known(frame)
+        out = self._decode(frame, known)
+        logits = out.logits[0, 0].float().cpu().numpy().copy()
+        kept = regions.reachable(logits > 0, known > 0, gap=1)
+        logits[(logits > 0) & ~kept] *= -1
+        report = replace(
+            start,
+            predicted_iou=float(out.predicted_iou[0, 0]),
+            stability=regions.stability(logits),
+            object_score=float(out.object_score[0]),
+            agreement=regions.iou(logits > 0, known > 0),
+            cells=int((logits > 0).sum()),
+        )
+        if report.agreement < KEEPS:
+            reason = f"disagrees with the coarse level (IoU {report.agreement:.2f})"
+            return replace(report, reason=reason), logits
+        row, col, _, _ = frame.window
+        overlap = self.grid.overlap
+        patch = Patch(row, col, logits, MASK_STEP, overlap, FINE, frame.valid)
+        self.mosaic.add((FINE, *index), patch)
+        return replace(report, accepted=True), logits
+
+    def _known(self, frame: EncodedFrame) -> FloatArray:
+        """(H/4, W/4) logits of the coarser level, and of refined neighbours."""
+        full, _ = self.mosaic.known(*frame.window)
+        height, width = (side // MASK_STEP for side in full.shape)
+        cells: FloatArray = full.reshape(height, MASK_STEP, width, MASK_STEP).mean((1, 3))
+        return cells
+
+    def _decode(self, frame: EncodedFrame, known: FloatArray) -> Decoded:
+        import torch
+
+        cells = regions.deepest(known > 0, count=2)
+        to_map = frame.geobox.affine
+        places = tuple(
+            apply_affine(to_map, (col + 0.5) * MASK_STEP, (row + 0.5) * MASK_STEP)
+            for row, col in cells
+        )
+        said = FramePrompt(places, (1,) * len(places), logits=np.clip(known, -32, 32))
+        with torch.no_grad():
+            return self.encoder.model.decode(frame.features, network_prompts([said], frame))
+
+
+def frames_on_outline(masklet: Masklet, grid: FrameGrid) -> list[FrameIndex]:
+    """Frames of a finer grid that the outline of an object crosses, row by row."""
+    from geosam2.vectorize import from_mosaic
+
+    return grid.crossing(from_mosaic(masklet.mosaic).boundary)
+
+
+def refinable_level(
+    masklet: Masklet, encoder: FrameEncoder, *, finest: Level, overlap: int, max_frames: int
+) -> Level | None:
+    """The next level towards `finest`, or None if it would take too many frames."""
+    levels = encoder.scene.levels
+    now = masklet.level
+    size = encoder.model.config.image_size
+    for level in levels[finest.index : now.index]:
+        if now.cell_size / level.cell_size > LARGEST_JUMP * 1.01:
+            continue
+        grid = FrameGrid.of(encoder.scene, level, frame_size=size, overlap=overlap)
+        if len(frames_on_outline(masklet, grid)) <= max_frames:
+            return level
+    return None
+
+
+def rescaled(mosaic: LogitMosaic, coarse: Level, fine: Level) -> LogitMosaic:
+    """A mosaic of a coarse level on the pixel lattice of a finer one, as its lowest ranks."""
+    factor = round(coarse.cell_size / fine.cell_size)
+    down = round((fine.anchor[1] - coarse.anchor[1]) / fine.resolution[1])
+    right = round((coarse.anchor[0] - fine.anchor[0]) / fine.resolution[0])
+    found = LogitMosaic(fine.transform, mosaic.crs)
+    for key, patch in mosaic.patches.items():
+        logits = np.where(_valid_cells(patch), patch.logits, np.float32(UNKNOWN))
+        moved = Patch(
+            patch.row * factor + down,
+            patch.col * factor + right,
+            logits,
+            patch.step * factor,
+            patch.overlap * factor,
+            patch.rank - FINE,
+        )
+        found.add((coarse.index * 10 - 1000, *_tuple(key)), moved)
+    return found
+
+
+def _tuple(key: object) -> tuple[object, ...]:
+    return tuple(key) if isinstance(key, tuple) else (key,)
+
+
+def _valid_cells(patch: Patch) -> NDArray[np.bool_]:
+    if patch.valid is None:
+        return np.ones(patch.logits.shape, bool)
+    height, width = patch.logits.shape
+    cells = patch.valid.reshape(height, patch.step, width, patch.step)
+    return np.asarray(cells.mean((1, 3)) > 0.5)

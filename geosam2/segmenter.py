@@ -1,0 +1,468 @@
+"""Segmenter: prompts on a scene -> masks on one frame, or whole objects over many.
+
+It holds the scene, the network and the cache of encoded frames, so a second click near the first
+is answered without encoding anything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geosam2 import regions
+from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder
+from geosam2.errors import LevelError, PromptError
+from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
+from geosam2.mosaic import LogitMosaic, Patch
+from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, locate, network_prompts
+from geosam2.propagate import GAP, Panning, seeds_of
+from geosam2.refine import Refining, refinable_level
+from geosam2.scene import open_scene
+from geosam2.tiling import FrameGrid, FrameIndex
+
+if TYPE_CHECKING:
+    import geopandas
+    import shapely
+    from geosam2_model import SAM2
+
+    from geosam2.levels import Level
+    from geosam2.scene import Scene
+
+FloatArray = NDArray[np.float32]
+
+BATCH = 64  # objects that are decoded together on one frame
+MOST_LEVELS = 5  # levels that the adaptive zoom looks at: the finest and up to 16 times coarser
+COVER = (0.02, 0.5)  # share of a frame that a mask should cover for its level to be right
+TOUCH = 2  # cells (8 px) at a frame's border: a mask there goes on beyond it
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Choices for people who do not want to choose."""
+
+    model: str = "nano"
+    """Name of the weights, unless others were asked for."""
+    overlap: float = 0.25
+    """Share of a frame that neighbours see too."""
+    refine: bool = True
+    """Bring what was found on a coarse level to the finest one."""
+
+
+PRESETS = {
+    None: Preset(),
+    "rapid": Preset(overlap=0.125, refine=False),
+    "high-res": Preset(model="small", overlap=0.375),
+}
+"""rapid: half the frames and no refinement; high-res: Meta's "small" weights, more overlap."""
+
+
+@dataclass(frozen=True)
+class FrameMask:
+    """One mask on one frame: the answer to a click before anything is followed."""
+
+    prompt: Prompt
+    """What was asked, in the scene's CRS."""
+    index: FrameIndex
+    """Frame of the level's grid."""
+    frame: EncodedFrame
+    """Where the frame is."""
+    level: Level
+    """Resolution."""
+    logits: FloatArray
+    """(H/4, W/4), > 0 = the object."""
+    predicted_iou: float
+    """The network's guess, 0..1."""
+    object_score: float
+    """Logit, > 0 = the object is visible."""
+    overlap: int
+    """Pixels that frames of this grid share."""
+
+    @property
+    def stability(self) -> float:
+        """IoU of the masks at logit +1 and -1."""
+        return regions.stability(self.logits)
+
+    @property
+    def quality(self) -> float:
+        """Predicted IoU x stability."""
+        return self.predicted_iou * self.stability
+
+    @property
+    def cover(self) -> float:
+        """Share of the frame's data that the mask covers."""
+        return float((self.logits > 0).sum() * MASK_STEP**2 / max(int(self.frame.valid.sum()), 1))
+
+    @property
+    def goes_on(self) -> bool:
+        """True if the mask touches a border of the frame."""
+        mask = self.logits > 0
+        ends = (mask[:TOUCH], mask[-TOUCH:], mask[:, :TOUCH], mask[:, -TOUCH:])
+        return any(bool(end.any()) for end in ends)
+
+    @property
+    def masklet(self) -> Masklet:
+        """The mask as an object of one frame."""
+        row, col, _, _ = self.frame.window
+        mosaic = LogitMosaic(self.level.transform, self.prompt.crs)
+        valid = self.frame.valid
+        mosaic.add(self.index, Patch(row, col, self.logits, MASK_STEP, self.overlap, valid=valid))
+        report = FrameReport(
+            self.index,
+            accepted=True,
+            prompted=True,
+            predicted_iou=self.predicted_iou,
+            stability=self.stability,
+            object_score=self.object_score,
+            cells=int((self.logits > 0).sum()),
+        )
+        return Masklet(self.prompt.object_id, mosaic, self.level, (report,), (), (self.prompt,))
+
+    def polygon(self, **options: Any) -> shapely.Geometry:
+        """Outline in the scene's CRS; options as of `vectorize.polygons`."""
+        from geosam2.vectorize import from_mosaic
+
+        return from_mosaic(self.masklet.mosaic, **options)
+
+
+class Segmenter:
+    """Answers prompts on one scene.
+
+    Args:
+        scene: A scene, or anything that `open_scene` takes.
+        model: Name or path of weights, or a `geosam2_model.SAM2`; default that of the preset.
+        preset: "rapid", "high-res" or None.
+        cache: Where encoded frames are kept; default memory and disk, shared with other processes.
+
+    Raises:
+        PromptError: If there is no such preset.
+    """
+
+    def __init__(
+        self,
+        scene: Scene | Any,
+        model: str | SAM2 | None = None,
+        *,
+        preset: str | None = None,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        if preset not in PRESETS:
+            raise PromptError(f"preset {preset!r}: use 'rapid', 'high-res' or none at all")
+        self.preset = PRESETS[preset]
+        self.scene: Scene = open_scene(scene)
+        self.model = _load(model if model is not None else self.preset.model)
+        cache = EmbeddingCache() if cache is None else cache
+        self.encoder = FrameEncoder(self.scene, self.model, cache)
+
+    @property
+    def frame_size(self) -> int:
+        """Side in pixels of the frames that the network wants."""
+        return int(self.model.config.image_size)
+
+    @property
+    def overlap(self) -> int:
+        """Pixels that neighbouring frames share."""
+        return round(self.frame_size * self.preset.overlap / 16) * 16
+
+    def grid(self, level: Level | int = 0) -> FrameGrid:
+        """Frames of a level."""
+        return FrameGrid.of(self.scene, level, frame_size=self.frame_size, overlap=self.overlap)
+
+    # -- one frame
+
+    def predict(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        level: Level | int | Literal["auto"] = 0,
+    ) -> list[FrameMask]:
+        """The best mask of each prompt on one frame.
+
+        Args:
+            prompts: In any CRS. Objects that share a frame are decoded together.
+            level: Level, its number, or "auto": from coarse to fine, the level where the mask
+                covers between 2 and 50 % of the frame with the best predicted IoU x stability.
+
+        Raises:
+            PromptError: If a prompt is outside, on nodata or otherwise unusable.
+        """
+        asked = [prompts] if isinstance(prompts, Prompt) else list(prompts)
+        for prompt in asked:
+            prompt.check_start()
+        located = [locate(prompt, self.scene) for prompt in asked]
+        if level != "auto":
+            return [found[0] for found in self._looks(located, self.scene.level(level))]
+        looks = [self._looks(located, one) for one in self._zoom_levels()]
+        return [_right_level([look[n][0] for look in looks]) for n in range(len(located))]
+
+    def alternatives(self, prompt: Prompt, *, level: Level | int = 0) -> list[FrameMask]:
+        """The three masks of an ambiguous click, best first; one if the prompt is not ambiguous."""
+        prompt.check_start()
+        return self._looks([locate(prompt, self.scene)], self.scene.level(level))[0]
+
+    def _zoom_levels(self) -> list[Level]:
+        """Coarse to fine; those where the scene fills less than half a frame tell nothing."""
+        found = [
+            level
+            for level in self.scene.levels[:MOST_LEVELS]
+            if level.index == 0 or max(self.scene.window(level)[2:]) >= self.frame_size / 2
+        ]
+        return found[::-1]
+
+    def _looks(self, prompts: Sequence[Prompt], level: Level) -> list[list[FrameMask]]:
+        """Masks of each prompt on the frame of its anchor, best first."""
+        grid = self.grid(level)
+        frames: dict[FrameIndex, list[int]] = defaultdict(list)
+        for number, prompt in enumerate(prompts):
+            frames[grid.index_at(*prompt.anchor)].append(number)
+        found: list[list[FrameMask]] = [[] for _ in prompts]
+        for index, members in frames.items():
+            frame = self.encoder(level, grid.window(index))
+            for numbers, said in _batches(prompts, members, frame):
+                masks = self._decode(said, frame)
+                for number, candidates in zip(numbers, masks, strict=True):
+                    prompt = prompts[number]
+                    ranked = [
+                        FrameMask(prompt, index, frame, level, logits, iou, score, self.overlap)
+                        for logits, iou, score in candidates
+                    ]
+                    found[number] = sorted(ranked, key=lambda one: -one.predicted_iou)
+        return found
+
+    def _decode(
+        self, said: list[FramePrompt], frame: EncodedFrame
+    ) -> list[list[tuple[FloatArray, float, float]]]:
+        """(logits, predicted IoU, object score) of each candidate of each object."""
+        import torch
+
+        prompts = network_prompts(said, frame)
+        with torch.no_grad():
+            ambiguous = prompts.num_points <= 1 and prompts.masks is None
+            out = self.model.decode(frame.features, prompts, multimask=ambiguous)
+        logits = out.logits.float().cpu().numpy()
+        ious, scores = out.predicted_iou.tolist(), out.object_score.tolist()
+        return [
+            [
+                (_whole(logits[n, k], frame, said[n]), iou, scores[n])
+                for k, iou in enumerate(ious[n])
+            ]
+            for n in range(len(said))
+        ]
+
+    # -- whole objects
+
+    def start(
+        self,
+        prompt: Prompt,
+        *,
+        level: Level | int | Literal["auto"] = "auto",
+        options: PanOptions | None = None,
+    ) -> Panning:
+        """A run that follows one object: iterate over it; `Panning` tells how to pause it."""
+        chosen = self.predict(prompt, level=level)[0].level if level == "auto" else level
+        return Panning(
+            self.encoder, None, prompt, level=chosen, overlap=self.overlap, options=options
+        )
+
+    def refinements(
+        self, masklet: Masklet, *, finest: Level | int = 0, max_frames: int = 50
+    ) -> Iterator[Refining]:
+        """Runs that bring an object to the finest level, one after the other; iterate over each.
+
+        Ends early at the level where the outline would cross more than `max_frames` frames.
+        """
+        target = self.scene.level(finest)
+        while target.index < masklet.level.index:
+            level = refinable_level(
+                masklet, self.encoder, finest=target, overlap=self.overlap, max_frames=max_frames
+            )
+            if level is None:
+                return
+            run = Refining(self.encoder, masklet, level, overlap=self.overlap)
+            yield run
+            masklet = run.masklet
+
+    def objects(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        level: Level | int | Literal["auto"] = "auto",
+        options: PanOptions | None = None,
+        refine: bool | None = None,
+        on_step: Callable[[Prompt, Step], None] | None = None,
+    ) -> Iterator[Masklet]:
+        """Whole objects, one a prompt, in order.
+
+        Args:
+            prompts: In any CRS.
+            level: Where to follow; "auto" lets each object choose, and refines it if asked.
+            options: How to follow.
+            refine: Bring objects to the finest level; default as the preset says. Only for "auto".
+            on_step: Called after each frame, for a progress bar.
+        """
+        options = options or PanOptions()
+        refine = self.preset.refine if refine is None else refine
+        for mask in self.predict(prompts, level=level):
+            masklet = mask.masklet
+            if mask.goes_on:
+                run = self.start(mask.prompt, level=mask.level, options=options)
+                for step in run:
+                    if on_step:
+                        on_step(mask.prompt, step)
+                masklet = run.masklet
+            if refine and level == "auto":
+                masklet = self._refined(masklet, options, on_step)
+            yield masklet
+
+    def _refined(
+        self,
+        masklet: Masklet,
+        options: PanOptions,
+        on_step: Callable[[Prompt, Step], None] | None,
+    ) -> Masklet:
+        for run in self.refinements(masklet, max_frames=options.max_frames):
+            for step in run:
+                if on_step:
+                    on_step(masklet.prompts[0], step)
+            masklet = run.masklet
+        return masklet
+
+    def segment(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        level: Level | int | Literal["auto"] = "auto",
+        options: PanOptions | None = None,
+        refine: bool | None = None,
+        **geometry: Any,
+    ) -> geopandas.GeoDataFrame:
+        """Whole objects as polygons; see `objects`, `to_frame` and `vectorize.polygons`."""
+        found = self.objects(prompts, level=level, options=options, refine=refine)
+        return self.to_frame(list(found), **geometry)
+
+    def to_frame(self, masklets: Sequence[Masklet], **geometry: Any) -> geopandas.GeoDataFrame:
+        """Objects as a GeoDataFrame in the scene's CRS, one row each.
+
+        Args:
+            masklets: Of this scene.
+            **geometry: min_area_m2, simplify_m, orthogonal, smooth; see `vectorize.polygons`.
+
+        Returns:
+            Columns id, score, stability, area_m2, frames, open_edges, level, model, prompt (JSON),
+            source, date (of this result, ISO), geometry.
+        """
+        import geopandas
+
+        rows = [self._row(masklet, geometry) for masklet in masklets]
+        columns = [*COLUMNS, "geometry"]
+        return geopandas.GeoDataFrame(
+            rows, columns=columns, geometry="geometry", crs=self.scene.crs
+        )
+
+    def _row(self, masklet: Masklet, options: dict[str, Any]) -> dict[str, Any]:
+        from geosam2.vectorize import from_mosaic, geodesic_area
+
+        outline = from_mosaic(masklet.mosaic, **options)
+        return {
+            "id": masklet.object_id,
+            "score": round(masklet.score, 4),
+            "stability": round(masklet.stability, 4),
+            "area_m2": geodesic_area(outline, self.scene.crs),
+            "frames": len(masklet.frames),
+            "open_edges": len(masklet.open_edges),
+            "level": masklet.level.label,
+            "model": self.model.name,
+            "prompt": json.dumps([prompt.to_json() for prompt in masklet.prompts]),
+            "source": self.scene.source,
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "geometry": outline,
+        }
+
+
+COLUMNS = (
+    "id",
+    "score",
+    "stability",
+    "area_m2",
+    "frames",
+    "open_edges",
+    "level",
+    "model",
+    "prompt",
+    "source",
+    "date",
+)
+"""Attributes of a result, in order."""
+
+
+def level_from(scene: Scene, level: Any = "auto", gsd: float | None = None) -> Any:
+    """The level that a person means: "auto", a number, a label ("native", "1/4", "z17") or a gsd.
+
+    Raises:
+        LevelError: If the scene has no such level, or both `level` and `gsd` are given.
+    """
+    from geosam2.levels import level_for
+
+    if gsd is not None:
+        if level not in (None, "auto"):
+            raise LevelError(f"give a level ({level}) or a gsd ({gsd} m), not both")
+        return level_for(scene, gsd=gsd)
+    if level in (None, "auto"):
+        return "auto"
+    for one in scene.levels:
+        if level is one or str(level) in (one.label, str(one.index)):
+            return one
+    names = ", ".join(f"{one.index} ({one.label})" for one in scene.levels)
+    raise LevelError(f"there is no level {level!r}: use auto or one of {names}")
+
+
+def _load(model: str | SAM2) -> SAM2:
+    if not isinstance(model, str):
+        return model
+    import geosam2_model
+
+    return geosam2_model.load(model)
+
+
+def _batches(
+    prompts: Sequence[Prompt], members: list[int], frame: EncodedFrame
+) -> Iterator[tuple[list[int], list[FramePrompt]]]:
+    """Prompts of one frame in batches of one kind."""
+    kinds: dict[Any, list[tuple[int, FramePrompt]]] = defaultdict(list)
+    for number in members:
+        said = FramePrompt.of(prompts[number], frame)
+        kinds[(*said.kind(), len(said.points) <= 1)].append((number, said))
+    for group in kinds.values():
+        for start in range(0, len(group), BATCH):
+            numbers, batch = zip(*group[start : start + BATCH], strict=True)
+            yield list(numbers), list(batch)
+
+
+def _whole(logits: FloatArray, frame: EncodedFrame, said: FramePrompt) -> FloatArray:
+    """The mask without what does not hang together with a click, and without nodata."""
+    empty = np.zeros(logits.shape, np.float32)
+    seeds = seeds_of(frame, empty, said)
+    if not seeds.any():
+        return logits.copy()
+    kept = regions.reachable(logits > 0, seeds, gap=GAP)
+    return np.where((logits > 0) & ~kept, -logits, logits)
+
+
+def _right_level(looks: list[FrameMask]) -> FrameMask:
+    """Of one object's masks, coarse to fine: the level that shows it best.
+
+    Where no level shows it at the right size, the one that comes nearest.
+    """
+
+    def misfit(one: FrameMask) -> float:
+        cover = max(one.cover, 1e-6)
+        return max([0.0, math.log(COVER[0] / cover), math.log(cover / COVER[1])])
+
+    return min(reversed(looks), key=lambda one: (round(misfit(one), 3), -one.quality))
