@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from affine import Affine
 from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
 
 from geosam2.errors import LevelError, ResolutionWarning
 
@@ -129,6 +131,18 @@ class Level:
         anchor = (left - col * width, top + row * height)
         return cls(index, label, resolution, anchor, Window(row, col, *shape), gsd, crs)
 
+    def decimated(self, step: int, index: int, factor: int = 1) -> Level:
+        """Level of `step` x `step` of this one's pixels; this one is 1/`factor` of native."""
+        total = factor * step
+        return replace(
+            self,
+            index=index,
+            label="native" if total == 1 else f"1/{total}",
+            resolution=(self.resolution[0] * step, self.resolution[1] * step),
+            extent=self.extent.coarsened(step),
+            gsd=self.gsd * step,
+        )
+
     @property
     def cell_size(self) -> float:
         """Side of a square of the same area as a pixel, in CRS units."""
@@ -201,11 +215,21 @@ def odc_crs(text: str | None) -> OdcCRS | None:
     return None if text is None else OdcCRS(text)
 
 
-def ladder(base: Level, shape: tuple[int, int], smallest: int = 256) -> list[int]:
+def crs_text(crs: CRS) -> str:
+    """Short if the CRS carries the code of an authority, exact otherwise."""
+    known = crs.to_json_dict().get("id")  # `to_authority` searches the whole database: 0.3 s
+    if known:
+        text = f"{known['authority']}:{known['code']}"
+        with suppress(CRSError):
+            if CRS.from_user_input(text) == crs:
+                return text
+    return crs.to_wkt()
+
+
+def ladder(shape: tuple[int, int], smallest: int = 256) -> list[int]:
     """Decimations 1, 2, 4 ... until the longer side of `shape` would fall below `smallest`.
 
-    >>> level = Level.at_corner(0, 0, (1.0, 1.0), (900, 1100), crs=None)
-    >>> ladder(level, (900, 1100))
+    >>> ladder((900, 1100))
     [1, 2, 4]
     """
     steps = [1]

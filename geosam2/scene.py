@@ -347,7 +347,7 @@ def open_scene(
     Args:
         x: A path or URL of a raster that GDAL reads (GeoTIFF, COG, VRT ...); tiles as a template
             ("https://.../{z}/{x}/{y}.png", {-y} from the south), a folder of z/x/y files, MBTiles
-            or PMTiles; or a Scene.
+            or PMTiles; an xarray.DataArray; or a Scene.
         bands: One band (grey) or three (red, green, blue), by number from 1 or by name. Default:
             what the file says, else the usual order for the number of bands.
         stretch: None: 8-bit values as stored, others between the 2nd and 98th percentile.
@@ -373,12 +373,16 @@ def open_scene(
     if isinstance(x, Scene):
         return x if bounds is None else x.within(bounds, crs=bounds_crs)
     reader: Source
-    if not isinstance(x, str | os.PathLike):
+    if type(x).__name__ == "DataArray":  # xarray is imported only by those who have one
+        from geosam2.sources.array import ArraySource
+
+        reader = ArraySource(x, bands=bands, crs=crs, pixel_coordinates=pixel_coordinates)
+    elif not isinstance(x, str | os.PathLike):
         raise SourceError(
             f"cannot open {type(x).__name__}: give a path, a URL, a tile template or an "
             "xarray.DataArray"
         )
-    if _is_tiled(os.fspath(x)):
+    elif _is_tiled(os.fspath(x)):
         from geosam2.sources.xyz import XyzSource
 
         reader = XyzSource(

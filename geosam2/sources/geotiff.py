@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,14 +24,13 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
 from pyproj import CRS
-from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
 from geosam2.errors import GeoreferenceError, SourceError
-from geosam2.levels import Level, Window, ground_size, ladder
+from geosam2.levels import Level, Window, crs_text, ground_size, ladder
 from geosam2.sources.bands import BandChoice, Bands, choose_bands
 from geosam2.sources.base import Raw, Source
 from geosam2.sources.redact import Redactor
@@ -516,7 +515,7 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
     stored = [(1, facts.shape, None)] + [
         (factor, shape, i) for i, (factor, shape) in enumerate(facts.overviews)
     ]
-    crs = None if facts.crs is None else _crs_text(facts.crs)
+    crs = None if facts.crs is None else crs_text(facts.crs)
     left, top = facts.corner
     middle = (
         left + facts.shape[1] * facts.resolution[0] / 2,
@@ -526,7 +525,7 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
     native = Level.at_corner(left, top, facts.resolution, facts.shape, crs=crs, gsd=gsd)
     levels: list[Level] = []
     bases: list[_Base] = []
-    steps = sorted({*ladder(native, facts.shape), *(_power(f) for f, _, _ in stored)})
+    steps = sorted({*ladder(facts.shape), *(_power(f) for f, _, _ in stored)})
     for wanted in steps:
         factor, shape, overview = [s for s in stored if s[0] <= wanted * 1.25][-1]
         step = max(1, round(wanted / factor))
@@ -535,15 +534,8 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
             facts.resolution[1] * facts.shape[0] / shape[0],
         )
         base = Level.at_corner(left, top, cells, shape, crs=crs)
-        resolution = (cells[0] * step, cells[1] * step)
-        level = replace(
-            base,
-            index=len(levels),
-            label="native" if factor * step == 1 else f"1/{factor * step}",
-            resolution=resolution,
-            extent=base.extent.coarsened(step),
-            gsd=gsd * base.cell_size * step / native.cell_size,
-        )
+        base = replace(base, gsd=gsd * base.cell_size / native.cell_size)
+        level = base.decimated(step, len(levels), factor)
         if levels and level.label == levels[-1].label:
             continue
         levels.append(level)
@@ -554,17 +546,6 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
 def _power(factor: int) -> int:
     """Nearest power of two."""
     return 1 << round(math.log2(factor))
-
-
-def _crs_text(crs: CRS) -> str:
-    """Short if the CRS carries the code of an authority, exact otherwise."""
-    known = crs.to_json_dict().get("id")  # `to_authority` searches the whole database: 0.3 s
-    if known:
-        text = f"{known['authority']}:{known['code']}"
-        with suppress(CRSError):
-            if CRS.from_user_input(text) == crs:
-                return text
-    return crs.to_wkt()
 
 
 def _content_marks(dataset: Dataset) -> str:
