@@ -1,7 +1,7 @@
 """One polygon for each of very many prompts: points or boxes of a vector layer.
 
-Prompts are grouped by the frame whose centre is nearest; a frame is read and encoded once for all of
-its prompts. An object that its frame cuts is asked for again on a frame of its own, around it.
+Prompts are grouped by the frame whose centre is nearest; a frame is read and encoded once for all
+of its prompts. An object that its frame cuts is asked for again on a frame of its own, around it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def segment_prompts(
         object goes on beyond its frame), level and geometry (empty if nothing was found).
 
     Raises:
-        PromptError: Other geometries, empty ones, or prompts outside the scene (their rows are named).
+        PromptError: Other geometries, empty ones, or prompts outside the scene; names the row.
     """
     scene = open_scene(scene)
     network = load_network(model, device)
@@ -132,8 +132,8 @@ def _asked(prompts: geopandas.GeoDataFrame, scene: Scene) -> _Asked:
     if outside.any():
         first = int(np.flatnonzero(outside)[0])
         raise PromptError(
-            f"{int(outside.sum())} of {len(values)} prompts are outside the scene, the first is row "
-            f"{first} at ({x[first]:g}, {y[first]:g}); clip the layer to the scene's bounds "
+            f"{int(outside.sum())} of {len(values)} prompts are outside the scene, the first "
+            f"(row {first}) at ({x[first]:g}, {y[first]:g}); clip the layer to the scene's bounds "
             f"({left:g}, {bottom:g}, {right:g}, {top:g}), or set its CRS"
         )
     return _Asked(np.arange(len(values)), centres, boxes)

@@ -1,0 +1,230 @@
+"""Linking: evidence in the overlap, components, order invariance, the judge."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geosam2.blocks import Blocks, Node
+from geosam2.linking import UnionFind, evidence, links
+from geosam2.parts import Box, Layout, Part, crop_part
+from geosam2.recipe import Recipe
+from geosam2.settling import Borders, compare_frames, compare_within, row_of, settle
+
+LAYOUT = Layout(128, 32)
+RECIPE = Recipe()
+
+
+def seen(mask: np.ndarray, frame: tuple[int, int], rank: int, score: float = 0.9) -> Part | None:
+    """What a perfect network sees of a full-resolution mask (lattice from (0, 0)) on a frame."""
+    box = LAYOUT.frame(frame)
+    window = np.zeros(box.shape, bool)
+    common = box & Box(0, 0, *mask.shape)
+    window[common.within(box)] = mask[common.within(Box(0, 0, *mask.shape))]
+    share = window.reshape(32, 4, 32, 4).mean(axis=(1, 3))
+    logits = np.round((share - 0.5) * 160).astype(np.int8)
+    if not (logits > 0).any():
+        return None
+    return crop_part(logits, box, box, frame=frame, rank=rank, predicted_iou=score, stability=1.0)
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((320, 416), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def on_frame(frame: tuple[int, int], *masks: np.ndarray) -> list[Part]:
+    found = (seen(mask, frame, rank) for rank, mask in enumerate(masks))
+    return [part for part in found if part is not None]
+
+
+def test_an_object_over_a_seam_is_linked():
+    field = rectangle(20, 40, 70, 180)
+    found = links(on_frame((0, 0), field), on_frame((0, 1), field), LAYOUT, RECIPE)
+    assert [(link.a, link.b) for link in found] == [((0, 0, 0), (0, 1, 0))]
+    assert found[0].iou == pytest.approx(1.0)
+
+
+def test_touching_look_alikes_stay_apart():
+    upper, lower = rectangle(20, 40, 60, 180), rectangle(60, 40, 100, 180)
+    found = links(on_frame((0, 0), upper, lower), on_frame((0, 1), upper, lower), LAYOUT, RECIPE)
+    assert {(link.a[2], link.b[2]) for link in found} == {(0, 0), (1, 1)}
+
+
+def test_naming_the_frames_the_other_way_round_changes_nothing():
+    masks = [rectangle(20, 40, 60, 180), rectangle(62, 40, 100, 180), rectangle(30, 90, 50, 120)]
+    left, right = on_frame((0, 0), *masks), on_frame((0, 1), *masks)
+    assert links(left, right, LAYOUT, RECIPE) == links(right, left, LAYOUT, RECIPE)
+
+
+def test_evidence_agrees_with_counting_pixels():
+    a = seen(rectangle(20, 60, 64, 140), (0, 0), 0)
+    b = seen(rectangle(32, 60, 84, 200), (0, 1), 0)
+    window = LAYOUT.shared((0, 0), (0, 1))
+    (found,) = evidence([a], [b], LAYOUT, (0, 0), (0, 1))
+    weight = LAYOUT.weights((0, 0), window) * LAYOUT.weights((0, 1), window)
+    masks = [rectangle(20, 60, 64, 140), rectangle(32, 60, 84, 200)]
+    one, two = (m[window.within(Box(0, 0, *m.shape))] for m in masks)
+    iou = (weight * (one & two)).sum() / (weight * (one | two)).sum()
+    assert found.iou == pytest.approx(iou, rel=1e-3)
+    assert found.share_a == pytest.approx(
+        (weight * (one & two)).sum() / (weight * one).sum(), rel=1e-3
+    )
+
+
+def test_the_judge_is_asked_only_where_there_is_doubt():
+    whole = rectangle(20, 40, 100, 180)
+    upper, lower = rectangle(20, 40, 58, 180), rectangle(58, 40, 100, 180)
+    asked = []
+
+    def judge(a: Part, b: Part) -> bool:
+        asked.append((a.key, b.key))
+        return True
+
+    left, right = on_frame((0, 0), whole), on_frame((0, 1), upper, lower)
+    alone = links(left, right, LAYOUT, RECIPE)
+    judged = links(left, right, LAYOUT, RECIPE, judge)
+    assert len(alone) == 1  # the larger half agrees by more than link_iou
+    assert len(judged) == 2
+    assert asked == [((0, 0, 0), (0, 1, 0))]  # and only the smaller one is doubtful
+    clear = [rectangle(20, 40, 60, 180), rectangle(62, 40, 100, 180)]
+    links(on_frame((0, 0), *clear), on_frame((0, 1), *clear), LAYOUT, RECIPE, judge)
+    assert len(asked) == 1
+
+
+def test_a_judge_that_says_no_keeps_parts_apart():
+    whole, upper = rectangle(20, 40, 100, 180), rectangle(20, 40, 50, 180)
+    left, right = on_frame((0, 0), whole), on_frame((0, 1), upper)
+    assert links(left, right, LAYOUT, RECIPE, lambda a, b: False) == []
+
+
+@settings(deadline=None)  # scipy's first import takes a second
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.randoms())
+def test_components_are_those_of_scipy_in_any_order(pairs, random):
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    shuffled = pairs[:]
+    random.shuffle(shuffled)
+    groups = UnionFind()
+    for a, b in shuffled:
+        groups.join(a, b)
+    rows, cols = zip(*pairs, strict=True) if pairs else ((), ())
+    graph = coo_matrix((np.ones(len(pairs)), (rows, cols)), shape=(31, 31))
+    _, labels = connected_components(graph, directed=False)
+    for a, b in itertools.combinations(range(31), 2):
+        assert (groups.find(a) == groups.find(b)) == (labels[a] == labels[b])
+    for a in range(31):
+        assert groups.find(a) == np.flatnonzero(labels == labels[a])[0]  # the smallest names it
+
+
+# --- settling
+
+
+def scene_parts(
+    masks: list[np.ndarray], frames: tuple[int, int]
+) -> dict[tuple[int, int], list[Part]]:
+    return {(r, c): on_frame((r, c), *masks) for r in range(frames[0]) for c in range(frames[1])}
+
+
+def borders_of(parts: dict, keys: list, blocks: Blocks) -> Borders:
+    """What a block's step works out, for the frames `keys`."""
+    all_links, covers = [], []
+    for r, c in keys:
+        covers += compare_within(parts[r, c], LAYOUT)
+        for other in [(r, c + 1), (r + 1, c - 1), (r + 1, c), (r + 1, c + 1)]:
+            if other in parts:
+                found = compare_frames(parts[r, c], parts[other], LAYOUT, RECIPE, None)
+                all_links += found[0]
+                covers += found[1]
+    rows = [row_of(p, LAYOUT, blocks.exists) for key in keys for p in parts[key]]
+    return Borders(tuple(rows), tuple(all_links), tuple(covers))
+
+
+def settled_in_a_tree(parts: dict, blocks: Blocks) -> list:
+    held: dict[Node, Borders] = {}
+    found = []
+    for node in [*blocks.in_order(), *blocks.nodes()]:
+        if node.level == 0:
+            below = [borders_of(parts, blocks.frames_of(node), blocks)]
+        else:
+            below = [held.pop(child) for child in blocks.children(node)]
+
+        def reaches_out(row, node=node):
+            return blocks.reaches_out(node, row.frame, row.box, LAYOUT)
+
+        objects, held[node] = settle(below, reaches_out)
+        found += objects
+    assert held[blocks.root] == Borders()
+    return sorted(found, key=lambda o: o.name)
+
+
+MASKS = [
+    rectangle(20, 40, 70, 400),
+    rectangle(70, 40, 110, 400),
+    rectangle(130, 10, 310, 60),
+    rectangle(150, 200, 180, 230),
+    rectangle(140, 190, 300, 380),
+    rectangle(200, 100, 204, 170),
+]
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_tree_of_blocks_settles_what_one_block_would(side):
+    parts = scene_parts(MASKS, (3, 4))
+    whole = settled_in_a_tree(parts, Blocks((0, 0), (3, 4), 8))
+    in_blocks = settled_in_a_tree(parts, Blocks((0, 0), (3, 4), side))
+    assert in_blocks == whole
+    assert len(whole) == len(MASKS)
+
+
+def test_objects_know_their_frames_area_and_parent():
+    objects = settled_in_a_tree(scene_parts(MASKS, (3, 4)), Blocks((0, 0), (3, 4), 1))
+
+    def with_area(area: float):
+        return min(objects, key=lambda o: abs(o.area - area))
+
+    field, shed, yard = with_area(50 * 360), with_area(30 * 30), with_area(160 * 190)
+    assert field.frames == 4
+    assert field.open_edges == 0
+    assert field.area == pytest.approx(50 * 360, rel=0.1)  # an estimate, in cells of 4 pixels
+    assert shed.parent == yard.name
+    assert yard.parent is None
+
+
+def test_a_part_that_the_neighbour_did_not_find_is_reported_open():
+    parts = scene_parts([rectangle(20, 40, 70, 180)], (1, 2))
+    parts[0, 1] = []
+    (alone,) = settled_in_a_tree(parts, Blocks((0, 0), (1, 2), 1))
+    assert (alone.frames, alone.open_edges) == (1, 1)
+
+
+def test_the_worse_account_of_the_same_thing_is_covered():
+    better, worse = rectangle(20, 20, 80, 80), rectangle(20, 20, 80, 64)
+    parts = {(0, 0): [seen(better, (0, 0), 0, 0.9), seen(worse, (0, 0), 1, 0.8)]}
+    first, second = settled_in_a_tree(parts, Blocks((0, 0), (1, 1), 1))
+    assert (first.covered, second.covered) == (0.0, 1.0)
+
+
+# --- blocks
+
+
+@given(
+    st.tuples(st.integers(-20, 20), st.integers(-20, 20)),
+    st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    st.integers(1, 5),
+)
+def test_blocks_hold_every_frame_once(first, frames, side):
+    blocks = Blocks(first, frames, side)
+    held = [frame for block in blocks.in_order() for frame in blocks.frames_of(block)]
+    assert len(held) == len(set(held)) == frames[0] * frames[1]
+    assert all(blocks.holds(blocks.block_of(frame), frame) for frame in held)
+    assert len(list(blocks.in_order())) == len(blocks)
+    assert sum(len(blocks.children(node)) for node in blocks.nodes()) == (
+        len(list(blocks.nodes())) - 1 + len(blocks) if blocks.height else 0
+    )
