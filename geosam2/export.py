@@ -1,0 +1,486 @@
+"""Polygons and masks to files: whole or not at all.
+
+Everything is written under a temporary name in the same folder and moved into place, so a full disk
+or a killed process leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import geopandas
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyogrio
+import pyproj
+import rasterio
+import rasterio.errors
+import shapely
+from affine import Affine
+from pyogrio.errors import DataSourceError
+
+from geosam2.errors import ExportError, ExportWarning
+
+_DECIMALS = 7  # RFC 7946, section 11.2: about a centimetre
+
+
+@dataclass(frozen=True)
+class Format:
+    """A vector format."""
+
+    driver: str
+    """GDAL's name, or "Parquet" which geopandas writes by itself."""
+    layers: bool = False
+    """Whether a file holds several layers."""
+    wgs84: bool = False
+    """Whether the format is defined in WGS 84 longitude and latitude."""
+
+
+FORMATS = {
+    ".geojson": Format("GeoJSON", wgs84=True),
+    ".json": Format("GeoJSON", wgs84=True),
+    ".geojsonl": Format("GeoJSONSeq", wgs84=True),
+    ".geojsons": Format("GeoJSONSeq", wgs84=True),
+    ".ndjson": Format("GeoJSONSeq", wgs84=True),
+    ".gpkg": Format("GPKG", layers=True),
+    ".fgb": Format("FlatGeobuf"),
+    ".parquet": Format("Parquet"),
+    ".geoparquet": Format("Parquet"),
+    ".shp": Format("ESRI Shapefile"),
+}
+"""Suffix -> format."""
+
+
+def write(
+    gdf: geopandas.GeoDataFrame,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    append: bool = False,
+    layer: str | None = None,
+) -> None:
+    """Write polygons in the format that the suffix names.
+
+    GeoJSON follows RFC 7946: WGS 84, right-hand rule, cut at the antimeridian, 7 decimals. Other
+    formats keep the CRS of `gdf`.
+
+    Args:
+        gdf: Any geometries and columns.
+        path: .geojson, .geojsonl, .gpkg, .fgb, .parquet or .shp; "-" is GeoJSON on standard output.
+        overwrite: Replace an existing file, or in a GeoPackage an existing layer.
+        append: Add rows to an existing file (or layer) with the same columns, types and CRS.
+        layer: Name in a GeoPackage; default the file's stem.
+
+    Raises:
+        ExportError: If the file exists and neither `overwrite` nor `append` was said, does not fit
+            for appending, the suffix is unknown, or the disk does not take it.
+
+    Warns:
+        ExportWarning: If the format cannot hold everything.
+    """
+    if str(path) == "-":
+        write_geojson(gdf, sys.stdout)
+        return
+    path = Path(path)
+    form = format_of(path)
+    if overwrite and append:
+        raise ExportError("overwrite and append exclude each other: choose one")
+    if not path.parent.is_dir():
+        raise ExportError(f"folder {path.parent} does not exist: create it first")
+    layer = layer or path.stem
+    present = _present(path, form, layer)
+    stored = _as_stored(gdf, form)
+    if present and append:
+        stored = _appended(stored, path, form, layer)
+    elif present and not overwrite:
+        what = f"layer {layer!r} of {path}" if form.layers else str(path)
+        raise ExportError(f"{what} exists: pass overwrite or append, or choose another name")
+    with _replacing(path) as temporary:
+        if form.layers and path.exists():
+            shutil.copy2(path, temporary)  # its other layers stay
+        _write(stored, temporary, form, layer)
+    for stale in (".qix", ".sbn", ".sbx") if form.driver == "ESRI Shapefile" else ():
+        path.with_suffix(stale).unlink(missing_ok=True)  # indexes of the file that was replaced
+
+
+def write_geojson(gdf: geopandas.GeoDataFrame, stream: TextIO, *, lines: bool = False) -> None:
+    """Write RFC 7946 GeoJSON, feature by feature.
+
+    Args:
+        gdf: With a CRS, or in longitude and latitude already.
+        stream: Text stream.
+        lines: Newline-delimited features instead of one collection.
+
+    >>> square = geopandas.GeoDataFrame({"id": [1]}, geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
+    >>> write_geojson(square, sys.stdout, lines=True)
+    {"type":"Feature","properties":{"id":1},"geometry":{"type":"Polygon","coordinates":[[[...]]]}}
+    """
+    if not lines:
+        stream.write('{"type":"FeatureCollection","features":[')
+    separator = ""
+    for feature in _features(gdf):
+        stream.write(separator + feature)
+        separator = "\n" if lines else ",\n"
+    stream.write("\n" if lines else "]}\n")
+
+
+def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.object_]:
+    """Geometries in WGS 84, counter-clockwise shells, in pieces within +-180 degrees.
+
+    Args:
+        geometries: (N,) in `crs`.
+        crs: Their CRS; None = longitude and latitude already.
+    """
+    if crs is not None and not pyproj.CRS(crs).equals(pyproj.CRS(4326), ignore_axis_order=True):
+        to_degrees = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+        geometries = shapely.transform(geometries, to_degrees.transform, interleaved=False)
+    geometries = np.array([_cut(geometry) for geometry in geometries], dtype=object)
+    # rounding can make rings touch: the grid keeps them valid where plain rounding does not
+    rounded = shapely.transform(geometries, lambda points: points.round(_DECIMALS))
+    broken = ~shapely.is_valid(rounded) & shapely.is_valid(geometries)
+    rounded[broken] = shapely.set_precision(geometries[broken], 10.0**-_DECIMALS)
+    return np.asarray(shapely.orient_polygons(rounded))
+
+
+def write_mask(
+    mask: npt.NDArray[Any],
+    path: str | Path,
+    transform: Affine,
+    crs: Any = None,
+    *,
+    overwrite: bool = False,
+    cog: bool = True,
+) -> None:
+    """Write a mask or ids as a GeoTIFF, 0 = no object.
+
+    Args:
+        mask: (H, W) bool, or integers with one id an object.
+        path: .tif or .tiff.
+        transform: Pixel corner to map.
+        crs: Of the map, or None.
+        overwrite: Replace an existing file.
+        cog: Cloud-optimised, with overviews that keep ids (nearest, not averaged).
+
+    Raises:
+        ExportError: As `write`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise ExportError(f"a mask is written as .tif, not {path.suffix or path.name!r}")
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path} exists: pass overwrite, or choose another name")
+    if mask.ndim != 2 or mask.dtype.kind not in "bui":
+        raise ExportError(f"a mask is (H, W) of bool or int, got {mask.dtype} {mask.shape}")
+    pixels = mask.astype(_smallest(mask))
+    profile = {
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "count": 1,
+        "dtype": pixels.dtype,
+        "transform": transform,
+        "crs": pyproj.CRS(crs).to_wkt() if crs is not None else None,
+        "compress": "deflate",
+        "nodata": 0,
+    }
+    how = (
+        {"driver": "COG", "overview_resampling": "nearest"}
+        if cog
+        else {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256}
+    )
+    with _replacing(path) as temporary, warnings.catch_warnings():
+        # pixel coordinates are what the caller wants then
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(temporary, "w", **profile, **how) as file:
+            file.write(pixels, 1)
+        with rasterio.open(temporary) as file:  # GDAL cannot report a full disk when it closes
+            if not np.array_equal(file.read(1), pixels):
+                raise OSError("not all pixels arrived")
+
+
+def format_of(path: str | Path) -> Format:
+    """The format that a suffix names.
+
+    >>> format_of("lakes.gpkg").driver
+    'GPKG'
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ExportError(
+            f"{Path(path).name!r} names no known format: use one of {', '.join(FORMATS)}"
+        )
+    return FORMATS[suffix]
+
+
+def _write(stored: geopandas.GeoDataFrame, path: Path, form: Format, layer: str) -> None:
+    """Write rows that are `_as_stored`, and make sure that they arrived."""
+    if form.wgs84:
+        with path.open("w", encoding="utf-8") as stream:
+            write_geojson(stored, stream, lines=form.driver == "GeoJSONSeq")
+        return
+    if form.driver == "Parquet":
+        stored.to_parquet(path, index=False, compression="zstd")
+        return
+    options: dict[str, Any] = {"promote_to_multi": True}
+    if form.layers:
+        options["layer"] = layer
+    if form.driver == "FlatGeobuf" and stored.empty:
+        options["SPATIAL_INDEX"] = "NO"
+    pyogrio.write_dataframe(stored, path, driver=form.driver, **options)
+    # GDAL writes some formats when it closes them, where it cannot report a full disk
+    info = pyogrio.read_info(path, layer=layer if form.layers else None, force_feature_count=True)
+    if info["features"] != len(stored):
+        raise OSError(f"{info['features']} of {len(stored)} features arrived")
+
+
+def _as_stored(gdf: geopandas.GeoDataFrame, form: Format) -> geopandas.GeoDataFrame:
+    """Rows as the format holds them."""
+    if form.driver == "Parquet":
+        return gdf
+    if form.wgs84:
+        stored = gdf.set_geometry(to_rfc7946(gdf.geometry.to_numpy(), gdf.crs), crs=4326)
+        for column in stored.columns.drop(stored.geometry.name):
+            if _sort(stored[column]) in ("text", "date"):
+                stored[column] = [_plain(value) for value in stored[column]]
+        return stored
+    return _for_shapefile(_flat(gdf)) if form.driver == "ESRI Shapefile" else _flat(gdf)
+
+
+def _read(path: Path, form: Format, layer: str) -> geopandas.GeoDataFrame:
+    if form.driver == "Parquet":
+        return geopandas.read_parquet(path)
+    if not form.wgs84:
+        return pyogrio.read_dataframe(path, layer=layer if form.layers else None)
+    # not by GDAL, which makes dates of text that looks like one
+    text = path.read_text(encoding="utf-8")
+    lines = form.driver == "GeoJSONSeq"
+    features = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    return geopandas.GeoDataFrame.from_features(features, crs=4326)
+
+
+def _present(path: Path, form: Format, layer: str) -> bool:
+    if not path.exists():
+        return False
+    return not form.layers or layer in pyogrio.list_layers(path)[:, 0]
+
+
+def _appended(
+    new: geopandas.GeoDataFrame, path: Path, form: Format, layer: str
+) -> geopandas.GeoDataFrame:
+    """Rows of the file and the new ones, if they fit together."""
+    try:
+        old = _read(path, form, layer)
+    except (ValueError, KeyError, TypeError, OSError, DataSourceError) as error:
+        raise ExportError(f"{path} cannot be read, so nothing is appended: {error}") from error
+    if not _same_crs(old.crs, new.crs):
+        raise ExportError(
+            f"{path} is in {_name(old.crs)}, the new polygons are in {_name(new.crs)}: "
+            "reproject them with to_crs, or write another file"
+        )
+    if new.geometry.name != old.geometry.name:
+        new = new.rename_geometry(old.geometry.name)
+    missing, extra = sorted(set(old) - set(new)), sorted(set(new) - set(old))
+    if missing or extra:
+        raise ExportError(
+            f"columns do not fit {path}: missing {missing or 'none'}, not in the file "
+            f"{extra or 'none'}. Rename or drop columns, or write another file"
+        )
+    for column in old.columns.drop(old.geometry.name):
+        held, given = _sort(old[column]), _sort(new[column])
+        if held != given and old[column].notna().any() and new[column].notna().any():
+            raise ExportError(
+                f"column {column!r} of {path} holds {held}, the new rows hold {given}: "
+                "convert it first"
+            )
+    rows = [
+        part for part in (old, new[old.columns].set_crs(old.crs, allow_override=True)) if len(part)
+    ]
+    return pd.concat(rows, ignore_index=True) if rows else new
+
+
+def _same_crs(first: pyproj.CRS | None, second: pyproj.CRS | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return bool(first.equals(second, ignore_axis_order=True))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; what is written there takes the place of `path`.
+
+    A folder of its own, because a shapefile is several files and a GeoPackage has a journal.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
+        yield folder / path.name
+        for part in sorted(folder.iterdir(), key=lambda part: part.suffix == path.suffix):
+            _sync(part)
+            part.replace(path.with_name(part.name))
+    except ExportError:
+        raise
+    except Exception as error:  # a full disk is an error of another kind in each library
+        raise ExportError(
+            f"{path} could not be written ({error}); what was there before is untouched"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """To the disk before the name changes, or a power cut could leave an empty file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _features(gdf: geopandas.GeoDataFrame) -> Iterator[str]:
+    columns = [column for column in gdf.columns if column != gdf.geometry.name]
+    geometries = to_rfc7946(gdf.geometry.to_numpy(), gdf.crs)
+    texts = shapely.to_geojson(geometries)
+    for values, text in zip(gdf[columns].itertuples(index=False), texts, strict=True):
+        properties = {name: _plain(value) for name, value in zip(columns, values, strict=True)}
+        body = json.dumps(properties, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        yield f'{{"type":"Feature","properties":{body},"geometry":{text or "null"}}}'
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or pd.isna(value):
+        return None
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool)) else str(value)
+
+
+def _cut(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Cut a geometry in degrees at the antimeridian (RFC 7946, section 3.1.9)."""
+    if geometry is None or geometry.is_empty:
+        return geometry
+    west, _, east, _ = geometry.bounds
+    if west >= -180 and east <= 180 and east - west <= 180:
+        return geometry
+    if east - west > 180 and east <= 180:  # longitudes jump from 180 to -180 within it
+        geometry = shapely.transform(geometry, _unjump)
+        west, _, east, _ = geometry.bounds
+    if not geometry.is_valid:
+        geometry = shapely.make_valid(geometry)
+    pieces = []
+    for turn in range(int((west + 180) // 360), int((east + 180) // 360) + 1):
+        world = shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)
+        piece = shapely.transform(
+            geometry.intersection(world), lambda p, turn=turn: p - [360 * turn, 0]
+        )
+        parts = shapely.get_parts(piece)
+        dimension = shapely.get_dimensions(geometry)
+        pieces += [part for part in parts if shapely.get_dimensions(part) == dimension]
+    if len(pieces) == 1:
+        return pieces[0]
+    many = {0: shapely.multipoints, 1: shapely.multilinestrings, 2: shapely.multipolygons}
+    return many[int(shapely.get_dimensions(geometry))](pieces)
+
+
+def _unjump(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Western longitudes of something that straddles 180 degrees, as 180..360."""
+    return points + np.column_stack([360.0 * (points[:, 0] < 0), np.zeros(len(points))])
+
+
+def _flat(gdf: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Lists and dictionaries as JSON text, which all drivers can hold."""
+    flat = gdf.copy()
+    for column in flat.columns.drop(flat.geometry.name):
+        values = flat[column]
+        if (
+            values.dtype == object
+            and values.map(lambda v: isinstance(v, (list, tuple, dict))).any()
+        ):
+            flat[column] = [json.dumps(_plain(value)) for value in values]
+    return flat
+
+
+def _for_shapefile(gdf: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """What remains of a table in a shapefile, with one warning about the rest."""
+    losses = []
+    names = _short_names(gdf.columns.drop(gdf.geometry.name))
+    cut = [f"{column} to {short}" for column, short in names.items() if str(column) != short]
+    if cut:
+        losses.append(f"names are cut to 10 characters ({', '.join(cut)})")
+    long_text = [
+        column
+        for column in names
+        if _sort(gdf[column]) == "text" and gdf[column].astype(str).str.len().max() > 254
+    ]
+    if long_text:
+        losses.append(f"text is cut to 254 characters ({', '.join(map(str, long_text))})")
+    gdf = gdf.rename(columns=names)
+    for column in names.values():
+        if _sort(gdf[column]) == "text":
+            gdf[column] = gdf[column].where(gdf[column].isna(), gdf[column].astype(str).str[:254])
+        elif _sort(gdf[column]) == "date":
+            gdf[column] = gdf[column].astype(str)
+            losses.append(f"dates become text ({column})")
+        elif _sort(gdf[column]) == "bool":
+            gdf[column] = gdf[column].astype(int)
+            losses.append(f"true and false become 1 and 0 ({column})")
+    if losses:
+        warnings.warn(
+            f"a shapefile cannot hold everything: {'; '.join(losses)}. GeoPackage (.gpkg) can",
+            ExportWarning,
+            stacklevel=4,
+        )
+    return gdf
+
+
+def _short_names(columns: Iterable[Any]) -> dict[Any, str]:
+    """At most ten characters each, all different whatever the case of their letters."""
+    names: dict[Any, str] = {}
+    taken: set[str] = set()
+    for column in columns:
+        short, number = str(column)[:10], 1
+        while short.lower() in taken:
+            short, number = f"{str(column)[:7]}_{number:02d}", number + 1
+        taken.add(short.lower())
+        names[column] = short
+    return names
+
+
+def _sort(values: pd.Series[Any]) -> str:
+    """What a column holds, in words that survive a round trip through any format."""
+    if pd.api.types.is_bool_dtype(values):
+        return "bool"
+    if pd.api.types.is_numeric_dtype(values):
+        return "numbers"
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return "date"
+    return "text"
+
+
+def _smallest(mask: npt.NDArray[Any]) -> npt.DTypeLike:
+    top = int(mask.max(initial=0))
+    if mask.dtype.kind == "i" and mask.min(initial=0) < 0:
+        raise ExportError(f"ids must not be negative, got {mask.min()}")
+    return next(dtype for dtype in (np.uint8, np.uint16, np.uint32) if top <= np.iinfo(dtype).max)
+
+
+def _name(crs: pyproj.CRS | None) -> str:
+    if crs is None:
+        return "no CRS"
+    authority = crs.to_authority()
+    return ":".join(authority) if authority else crs.name
