@@ -161,6 +161,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s (%d MB) to %s", known.filename, known.megabytes, target.parent)
+    pooch.get_logger().setLevel(logging.WARNING)  # it would print; the line above logs the same
     try:
         pooch.retrieve(
             BASE_URL + known.path,
@@ -169,6 +170,8 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
             path=target.parent,
             downloader=download,
         )
+    except CheckpointError:
+        raise
     except ValueError as error:  # pooch's word for a wrong hash
         raise CheckpointError(
             f"The download of {known.filename} from {BASE_URL} is not the published file (sha256 "
@@ -198,7 +201,7 @@ def _download(url: str, part: Path, progress: Progress | None) -> None:
 
 def _download_rest(url: str, part: Path, progress: Progress | None) -> None:
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
         if answer.status_code == 416:  # nothing is left after `have`: all there, or garbage
             if answer.headers.get("Content-Range") == f"bytes */{have}":
@@ -209,7 +212,7 @@ def _download_rest(url: str, part: Path, progress: Progress | None) -> None:
         have = have if answer.status_code == 206 else 0
         total = have + int(answer.headers.get("Content-Length", -have))
         with part.open("ab" if have else "wb") as file:
-            for block in answer.iter_bytes(1 << 18):
+            for block in answer.iter_raw():  # as it arrives, so that a cut loses nothing
                 file.write(block)
                 have += len(block)
                 if progress is not None:
@@ -299,7 +302,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None
 def _why_unreadable(path: Path, head: bytes, error: Exception) -> str:
     if head.lstrip()[:1] == b"<":
         return f"{path} is a web page, not a checkpoint; download the file itself."
-    if "Unsupported" in str(error) and "weights_only" in str(error).lower():
+    if "unsupported" in str(error).lower() and "weights_only" in str(error):
         return f"{path} holds Python objects besides weights; they were not run. Save weights only."
     return (
         f"{path} is not a readable checkpoint: damaged, cut off or another format. Fetch it again."
