@@ -7,7 +7,7 @@ when the job was cancelled, and the exception must pass through.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,8 +87,8 @@ class Backend(Protocol):
         """Load a model (None: the default); returns what the client should know of it."""
         ...
 
-    def open(self, scene: SceneInfo, read: Reader) -> None:
-        """Work on this scene from now on."""
+    def open(self, scene: SceneInfo, read: Reader, poll: Callable[[], None]) -> None:
+        """Work on this scene from now on; `poll` is to be called between two network calls."""
         ...
 
     def preview(self, clicks: Clicks, level: int | None) -> list[Found]:

@@ -12,7 +12,7 @@ import math
 import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -62,7 +62,7 @@ class FakeBackend:
         time.sleep(self._load_delay)
         return {"model": model or "fake", "device": "cpu", "frame_size": FRAME}
 
-    def open(self, scene: SceneInfo, read: Reader) -> None:
+    def open(self, scene: SceneInfo, read: Reader, poll: Callable[[], None]) -> None:
         self._scene, self._read = scene, read
         self._frames.clear()
 
@@ -130,14 +130,13 @@ class FakeBackend:
         claimed: dict[Key, Mask] = {}
         for done, key in enumerate(keys, 1):
             time.sleep(self._delay)
-            found = tuple(self._unclaimed(key, bounds, claimed, len(keys)))
+            found = tuple(self._unclaimed(key, bounds, claimed))
             yield Step(done, len(keys) - done, found, self._bounds(key))
 
-    def _unclaimed(
-        self, key: Key, bounds: Bounds, claimed: dict[Key, Mask], frames: int
-    ) -> Iterator[Found]:
+    def _unclaimed(self, key: Key, bounds: Bounds, claimed: dict[Key, Mask]) -> Iterator[Found]:
         """Grow a region from each point of a 16 x 16 grid that no earlier region holds."""
         cell = self.scene.resolutions[key.level]
+        area = (bounds[2] - bounds[0]) * (bounds[3] - bounds[1])
         x0, _, _, y0 = self._bounds(key)
         for row, col in np.ndindex(16, 16):
             r, c = row * 32 + 16, col * 32 + 16
@@ -152,7 +151,7 @@ class FakeBackend:
                 region.advance(region.queue[0])
             for other, mask in region.masks.items():
                 claimed[other] = claimed.get(other, np.zeros_like(mask)) | mask
-            if region.pixels() < 0.5 * frames * FRAME**2:  # the background is no object
+            if region.pixels() * cell**2 < area / 2:  # the background is no object
                 yield region.found()
 
     def _bounds(self, key: Key) -> Bounds:

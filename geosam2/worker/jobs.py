@@ -14,12 +14,15 @@ from typing import Any
 from geosam2.errors import SourceError
 
 
-class Cancelled(Exception):  # noqa: N818 - nothing went wrong
-    """The client cancelled the job (or went away)."""
+class Cancelled(BaseException):
+    """The client cancelled the job (or went away).
+
+    No `Exception`, as little as KeyboardInterrupt: whoever goes on after errors must let it pass.
+    """
 
 
-class Accepted(Exception):  # noqa: N818 - nothing went wrong
-    """The client wants what there is, now."""
+class Accepted(BaseException):
+    """The client wants what there is, now; see `Cancelled` for why it is no `Exception`."""
 
 
 class Control:
@@ -92,6 +95,16 @@ class Control:
                     return
             else:
                 yield correction
+
+    def poll(self) -> None:
+        """Between two network calls: stay here while paused.
+
+        Raises:
+            Cancelled, Accepted: If the job was ended by the client.
+        """
+        self._hold(lambda: bool(self._corrections))
+        if self._accepted:
+            raise Accepted
 
     def pixels(self, need: int) -> bytes:
         """Wait for an answer; pausing is acknowledged meanwhile, cancelling ends it.

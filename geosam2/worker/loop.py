@@ -78,7 +78,8 @@ class Worker:
         self.send(self._ready(None))
         threading.Thread(target=self._listen, name="reader", daemon=True).start()
         while (request := self._waiting.get()) is not None:
-            self._work(request)
+            if not self._closing:
+                self._work(request)
         return 0
 
     def send(self, header: Header, payload: bytes = b"") -> None:
@@ -207,12 +208,14 @@ class Worker:
             if self._queued.pop(request, None) is None:
                 return  # cancelled while it waited
             self._running = (request, control)
-            if self._closing:
+            if self._closing:  # between the look at the top of the loop and here
                 control.cancel()
         try:
             self._jobs()[header["op"]](header, control)
         except Cancelled:
             self.send({"op": "cancelled", "id": request})
+        except Accepted:
+            self.send(_error(request, "no_job", "there was nothing yet to accept"))
         except Exception as error:
             self.send(_explain(request, error))
         finally:
@@ -253,7 +256,7 @@ class Worker:
         if not isinstance(description, dict):
             raise SourceError(f"open needs scene, an object: {description!r:.80}")
         scene = SceneInfo.from_message(description)
-        self._backend.open(scene, self._read)
+        self._backend.open(scene, self._read, self._poll)
         self._scene = scene
         self.send({"op": "opened", "id": header["id"], "levels": len(scene.resolutions)})
 
@@ -268,6 +271,10 @@ class Worker:
         header.update(height=height, width=width, cell=(bounds[2] - bounds[0]) / width)
         self.send(header)
         return rgba(control.pixels(need), height, width)
+
+    def _poll(self) -> None:
+        if self._running is not None:
+            self._running[1].poll()
 
     def _preview(self, header: Header, control: Control) -> None:
         scene = self._require_scene()

@@ -1,0 +1,366 @@
+"""The backend with a network: `geosam2.segmenter` over pixels that come from the client.
+
+torch is imported when a model is loaded, not before: the client shows that the engine is there
+while that takes its seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+from geosam2.errors import GeoreferenceError, SourceError
+from geosam2.levels import Level, Window, ground_size, is_web_mercator, zoom_cell_size
+from geosam2.sources.bands import choose_bands
+from geosam2.sources.base import Raw, Source
+from geosam2.worker.backend import Found, Step
+from geosam2.worker.jobs import Accepted
+from geosam2.worker.source import Bounds, Clicks, Reader, SceneInfo
+
+if TYPE_CHECKING:
+    from geosam2_model import SAM2
+
+    from geosam2.masklet import Masklet
+    from geosam2.prompts import Prompt
+    from geosam2.propagate import Panning
+    from geosam2.scene import Scene
+    from geosam2.segmenter import FrameMask, Segmenter
+
+DEFAULT = "rapid"
+BLOCK = (
+    2  # frames along a block of segment-everything: small, so that progress and pause are lively
+)
+
+
+class RealBackend:
+    """`Backend` by SAM 2."""
+
+    name = "real"
+
+    def __init__(self) -> None:
+        self._model: SAM2 | None = None
+        self._preset: str | None = DEFAULT
+        self._scene: Scene | None = None
+        self._info: SceneInfo | None = None
+        self._poll: Callable[[], None] = _nothing
+        self._segmenter: Segmenter | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"device": None, "model": None}
+
+    def load(self, model: str | None, device: str | None) -> dict[str, Any]:
+        """Load a preset ("rapid", "high-res"), a named model or a file of weights."""
+        import geosam2_model
+
+        from geosam2.segmenter import PRESETS
+
+        preset = model if model in PRESETS else None
+        name = PRESETS[preset].model if preset or model is None else model
+        network = geosam2_model.load(name, device=device)
+        self._preset, self._model, self._segmenter = preset, network, None
+        _interruptible(network, lambda: self._poll())
+        return {
+            "model": network.name,
+            "device": str(network.device),
+            "frame_size": int(network.config.image_size),
+        }
+
+    def open(self, scene: SceneInfo, read: Reader, poll: Callable[[], None]) -> None:
+        self._info, self._poll, self._segmenter = scene, poll, None
+        self._scene = open_client_scene(scene, read)
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """Of the scene and the model that are open now."""
+        if self._segmenter is None:
+            from geosam2.cache import EmbeddingCache
+            from geosam2.segmenter import Segmenter
+
+            if self._model is None:
+                self.load(None, None)
+            # memory only: what the client draws depends on styles and services, not on files
+            cache = EmbeddingCache(folder=None)
+            self._segmenter = Segmenter(self._scene, self._model, preset=self._preset, cache=cache)
+        return self._segmenter
+
+    def preview(self, clicks: Clicks, level: int | None) -> list[Found]:
+        prompt, segmenter = self._prompt(clicks), self.segmenter
+        chosen = self._level(level)
+        if chosen is None:
+            chosen = segmenter.predict(prompt, level="auto")[0].level
+        masks = segmenter.alternatives(prompt, level=chosen)
+        return [self._found_on_frame(mask) for mask in masks if (mask.logits > 0).any()]
+
+    def follow(self, clicks: Clicks, level: int | None, options: dict[str, Any]) -> RealFollower:
+        from geosam2.masklet import PanOptions
+
+        segmenter, chosen = self.segmenter, self._level(level)
+        panning = segmenter.start(
+            self._prompt(clicks),
+            level="auto" if chosen is None else chosen,
+            options=PanOptions(max_frames=options.get("max_frames", 50)),
+        )
+        refine = chosen is None and segmenter.preset.refine
+        return RealFollower(self, panning, refine=refine)
+
+    def restore(self, path: Path) -> RealFollower:
+        from geosam2.propagate import Panning
+
+        return RealFollower(self, Panning.load(path, self.segmenter.encoder), refine=False)
+
+    def everything(
+        self, bounds: Bounds, level: int | None, options: dict[str, Any]
+    ) -> Iterator[Step]:
+        from geosam2.everything import executor_for, plan, start, tables
+
+        segmenter = self.segmenter
+        scene = segmenter.scene.within(bounds)
+        chosen = self._level(level) or segmenter.scene.levels[0]
+        with tempfile.TemporaryDirectory(prefix="geosam2_") as folder:
+            job = plan(
+                scene, Path(folder), model=segmenter.model, level=chosen.index, block=BLOCK,
+                overlap=segmenter.overlap, min_area_m2=float(options.get("min_area_m2", 0.0)),
+                features=False,
+            )  # fmt: skip
+            done = total = 0
+            try:
+                with executor_for(job) as executor:
+                    for progress in start(job, executor):
+                        done, total = progress.frames_done, progress.frames_total
+                        yield Step(done, total - done)
+            except Accepted:
+                total = done  # what was finished until now is wanted
+            for table in tables(job):
+                found = tuple(self._found_in_table(row, chosen) for row in table.itertuples())
+                yield Step(done, total - done, found)
+
+    # -- between the two worlds
+
+    def _prompt(self, clicks: Clicks) -> Prompt:
+        from geosam2.prompts import Prompt
+
+        return Prompt(clicks.points, clicks.labels, clicks.box, crs=self.segmenter.scene.crs)
+
+    def _level(self, number: int | None) -> Level | None:
+        """The scene's level for one of the client's resolutions; None for automatic."""
+        if number is None:
+            return None
+        assert self._info is not None
+        wanted, levels = self._info.resolutions[number], self.segmenter.scene.levels
+        return min(levels, key=lambda level: abs(math.log(level.cell_size / wanted)))
+
+    def _figures(self, level: Level) -> dict[str, Any]:
+        return {"level": self._client_level(level), "model": self.segmenter.model.name}
+
+    def _client_level(self, level: Level) -> int:
+        assert self._info is not None
+        ratios = [abs(math.log(cell / level.cell_size)) for cell in self._info.resolutions]
+        return ratios.index(min(ratios))
+
+    def _found_on_frame(self, mask: FrameMask) -> Found:
+        return Found(
+            shapely.to_wkb(mask.polygon()),
+            mask.predicted_iou,
+            mask.stability,
+            self._open_sides(mask),
+            1,
+            mask.level.cell_size,
+            self._figures(mask.level),
+        )
+
+    def _open_sides(self, mask: FrameMask) -> int:
+        """Borders that the mask touches and behind which the scene has another frame."""
+        from geosam2.propagate import SIDES, STRIP
+        from geosam2.tiling import FrameIndex
+
+        grid, here = self.segmenter.grid(mask.level), mask.logits > 0
+        ends = {
+            "north": here[:STRIP],
+            "south": here[-STRIP:],
+            "west": here[:, :STRIP],
+            "east": here[:, -STRIP:],
+        }
+        return sum(
+            bool(ends[side].any())
+            and FrameIndex(mask.index.row + down, mask.index.col + right) in grid
+            for side, (down, right) in SIDES.items()
+        )
+
+    def found_masklet(self, masklet: Masklet) -> Found:
+        """An object of many frames."""
+        from geosam2.vectorize import from_mosaic
+
+        outline = from_mosaic(masklet.mosaic)
+        return Found(
+            b"" if outline.is_empty else shapely.to_wkb(outline),
+            masklet.score,
+            masklet.stability,
+            len(masklet.open_edges),
+            len(masklet.frames),
+            masklet.level.cell_size,
+            self._figures(masklet.level),
+        )
+
+    def _found_in_table(self, row: Any, level: Level) -> Found:
+        return Found(
+            shapely.to_wkb(row.geometry),
+            float(row.score),
+            float(row.stability),
+            int(row.open_edges),
+            int(row.frames),
+            level.cell_size,
+            self._figures(level),
+        )
+
+
+class RealFollower:
+    """`Follower` around a `Panning` and, after it, the refinements of what it found."""
+
+    def __init__(self, backend: RealBackend, panning: Panning, *, refine: bool) -> None:
+        self._backend, self._panning, self._refine = backend, panning, refine
+        self._stale = False  # corrected: a refinement that runs must begin anew
+
+    def __iter__(self) -> Iterator[Step]:
+        while True:
+            for step in self._panning:
+                yield self._step(self._panning.masklet, step.done, step.open_borders)
+            self._stale = False
+            if self._refine:
+                yield from self._refinements()
+            if not self._stale:
+                return
+
+    def _refinements(self) -> Iterator[Step]:
+        panning, done = self._panning, self._panning.done
+        most = panning.options.max_frames
+        for run in self._backend.segmenter.refinements(panning.masklet, max_frames=most):
+            for count, _ in enumerate(run, 1):
+                yield self._step(run.masklet, done + count, len(run) - count)
+                if self._stale:
+                    return
+            done += len(run)
+
+    def correct(self, clicks: Clicks) -> Step:
+        panning = self._panning
+        panning.correct(self._backend._prompt(clicks))
+        self._stale = True
+        waiting = 0
+        if not panning.finished:
+            waiting = panning.step().open_borders
+        return self._step(panning.masklet, panning.done, waiting)
+
+    def save(self, path: Path) -> None:
+        self._panning.save(path)
+
+    def _step(self, masklet: Masklet, done: int, waiting: int) -> Step:
+        return Step(done, waiting, (self._backend.found_masklet(masklet),))
+
+
+# -- the client's imagery as a scene
+
+
+class ClientSource(Source):
+    """Reader of a scene whose pixels the client draws: RGB, one lattice per resolution."""
+
+    def __init__(self, info: SceneInfo, read: Reader) -> None:
+        self._info, self._read = info, read
+        self.name, self.location = info.name, info.source
+        self.crs = _crs(info.crs)
+        self.levels = tuple(_level(info, self.crs, k) for k in range(len(info.resolutions)))
+        self.dtype = np.dtype(np.uint8)
+        self.nodata = None
+        self.choice = choose_bands(3, ["red", "green", "blue"], ["red", "green", "blue"], None)
+
+    @property
+    def signature(self) -> str:
+        """Of what the client says about its imagery: source, style, place."""
+        text = repr((self._info, sorted(self._info.options.items())))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, level: Level, window: Window) -> Raw:
+        """Ask the client; raises `SourceError` if it has no pixels."""
+        bounds = level.bounds_of(window)
+        pixels, valid = self._read(self._info, bounds, window.height, window.width, level.index)
+        return Raw(np.ascontiguousarray(pixels.transpose(2, 0, 1)), valid)
+
+
+def open_client_scene(info: SceneInfo, read: Reader) -> Scene:
+    """A scene that the client draws, or the file that it names.
+
+    Raises:
+        SourceError, GeoreferenceError: If it cannot be used.
+    """
+    from geosam2.scene import Scene, open_scene
+
+    if info.path is not None:
+        if not Path(info.path).is_file():
+            raise SourceError(f"{info.path} is no file on this computer; let the client draw it")
+        return open_scene(info.path)
+    return Scene(ClientSource(info, read), asked_stretch="none")
+
+
+def _crs(text: str) -> CRS:
+    try:
+        return CRS.from_user_input(text)
+    except CRSError as error:
+        raise GeoreferenceError(
+            f"the coordinate system {text[:60]!r} is not known here ({error}): "
+            "give the layer one from the EPSG list"
+        ) from error
+
+
+def _level(info: SceneInfo, crs: CRS, number: int) -> Level:
+    """The level on the lattice that the client's pixels have; its extent covers the bounds."""
+    cell = info.resolutions[number]
+    left, bottom, right, top = info.bounds
+    ox, oy = info.origin
+    col, row = math.floor((left - ox) / cell + 1e-6), math.floor((oy - top) / cell + 1e-6)
+    width = math.ceil((right - ox) / cell - 1e-6) - col
+    height = math.ceil((oy - bottom) / cell - 1e-6) - row
+    middle = (left + right) / 2, (bottom + top) / 2
+    return Level.at_corner(
+        ox + col * cell,
+        oy - row * cell,
+        (cell, cell),
+        (max(1, height), max(1, width)),
+        crs=info.crs,
+        index=number,
+        label=_label(info, crs, cell),
+        gsd=ground_size(crs, *middle, (cell, cell)),
+    )
+
+
+def _label(info: SceneInfo, crs: CRS, cell: float) -> str:
+    if is_web_mercator(crs):
+        zoom = round(math.log2(zoom_cell_size(0) / cell))
+        if 0 <= zoom <= 30 and math.isclose(zoom_cell_size(zoom), cell, rel_tol=1e-6):
+            return f"z{zoom}"
+    factor = round(cell / info.resolutions[0])
+    return "native" if factor == 1 else f"1/{factor}"
+
+
+def _interruptible(network: SAM2, poll: Callable[[], None]) -> None:
+    """Let a pause or cancel act between two calls of the network, wherever they are made."""
+    for name in ("encode", "decode"):
+        method = getattr(network, name)
+
+        @functools.wraps(method)
+        def called(*args: Any, _method: Callable[..., Any] = method, **more: Any) -> Any:
+            poll()
+            return _method(*args, **more)
+
+        setattr(network, name, called)
+
+
+def _nothing() -> None:
+    return None
