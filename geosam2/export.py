@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,7 @@ class Format:
     driver: str
     """GDAL's name, or "Parquet" which geopandas writes by itself."""
     layers: bool = False
-    """Whether a file holds several layers."""
+    """Whether a file is a database: it holds several layers and takes more rows."""
     wgs84: bool = False
     """Whether the format is defined in WGS 84 longitude and latitude."""
 
@@ -92,26 +93,59 @@ def write(
     if str(path) == "-":
         write_geojson(gdf, sys.stdout)
         return
-    path = Path(path)
-    form = format_of(path)
     if overwrite and append:
         raise ExportError("overwrite and append exclude each other: choose one")
-    if not path.parent.is_dir():
-        raise ExportError(f"folder {path.parent} does not exist: create it first")
+    path, form = Path(path), format_of(path)
     layer = layer or path.stem
-    present = _present(path, form, layer)
-    stored = _as_stored(gdf, form)
-    if present and append:
-        stored = _appended(stored, path, form, layer)
-    elif present and not overwrite:
-        what = f"layer {layer!r} of {path}" if form.layers else str(path)
-        raise ExportError(f"{what} exists: pass overwrite or append, or choose another name")
-    with _replacing(path) as temporary:
-        if form.layers and path.exists():
-            shutil.copy2(path, temporary)  # its other layers stay
-        _write(stored, temporary, form, layer)
-    for stale in (".qix", ".sbn", ".sbx") if form.driver == "ESRI Shapefile" else ():
-        path.with_suffix(stale).unlink(missing_ok=True)  # indexes of the file that was replaced
+    present = _present(path, form, layer, allowed=overwrite or append)
+    stored, more = _as_stored(gdf, form), present and append
+    if more:
+        stored = _fitting(stored, path, form, layer)
+    with _replacing(path, copy=form.layers) as temporary:
+        _write(stored, temporary, form, layer, append=more and form.layers)
+
+
+def write_many(
+    tables: Iterable[geopandas.GeoDataFrame],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    layer: str | None = None,
+) -> int:
+    """Write tables of the same columns one after the other into one new file.
+
+    GeoPackage and GeoJSON hold one table in memory at a time, the other formats all of them.
+
+    Args:
+        tables: At least one, which may be empty.
+        path: As of `write`.
+        overwrite: Replace an existing file, or in a GeoPackage an existing layer.
+        layer: Name in a GeoPackage; default the file's stem.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        ExportError: As `write`; if there is no table at all.
+    """
+    path, form = Path(path), format_of(path)
+    layer = layer or path.stem
+    _present(path, form, layer, allowed=overwrite)
+    source = iter(tables)
+    first = next(source, None)
+    if first is None:
+        raise ExportError(f"there is nothing to write to {path}: not even an empty table")
+    every = chain([first], source)
+    count = 0
+    with _replacing(path, copy=form.layers) as temporary:
+        if form.wgs84:
+            with temporary.open("w", encoding="utf-8") as stream:
+                return _write_features(every, stream, lines=form.driver == "GeoJSONSeq")
+        for table in every if form.layers else [_joined(list(every))]:
+            rows = _as_stored(table, form)
+            _write(rows, temporary, form, layer, append=table is not first and form.layers)
+            count += len(rows)
+    return count
 
 
 def write_geojson(gdf: geopandas.GeoDataFrame, stream: TextIO, *, lines: bool = False) -> None:
@@ -126,13 +160,7 @@ def write_geojson(gdf: geopandas.GeoDataFrame, stream: TextIO, *, lines: bool = 
     >>> write_geojson(square, sys.stdout, lines=True)
     {"type":"Feature","properties":{"id":1},"geometry":{"type":"Polygon","coordinates":[[[...]]]}}
     """
-    if not lines:
-        stream.write('{"type":"FeatureCollection","features":[')
-    separator = ""
-    for feature in _features(gdf):
-        stream.write(separator + feature)
-        separator = "\n" if lines else ",\n"
-    stream.write("\n" if lines else "]}\n")
+    _write_features([gdf], stream, lines=lines)
 
 
 def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.object_]:
@@ -222,7 +250,22 @@ def format_of(path: str | Path) -> Format:
     return FORMATS[suffix]
 
 
-def _write(stored: geopandas.GeoDataFrame, path: Path, form: Format, layer: str) -> None:
+def _write_features(
+    tables: Iterable[geopandas.GeoDataFrame], stream: TextIO, *, lines: bool
+) -> int:
+    """Write GeoJSON and say how many features."""
+    count = 0
+    stream.write("" if lines else '{"type":"FeatureCollection","features":[')
+    for feature in chain.from_iterable(map(_features, tables)):
+        stream.write(("\n" if lines else ",\n") * (count > 0) + feature)
+        count += 1
+    stream.write(("\n" if count else "") if lines else "]}\n")
+    return count
+
+
+def _write(
+    stored: geopandas.GeoDataFrame, path: Path, form: Format, layer: str, *, append: bool = False
+) -> None:
     """Write rows that are `_as_stored`, and make sure that they arrived."""
     if form.wgs84:
         with path.open("w", encoding="utf-8") as stream:
@@ -236,11 +279,13 @@ def _write(stored: geopandas.GeoDataFrame, path: Path, form: Format, layer: str)
         options["layer"] = layer
     if form.driver == "FlatGeobuf" and stored.empty:
         options["SPATIAL_INDEX"] = "NO"
-    pyogrio.write_dataframe(stored, path, driver=form.driver, **options)
+    name = layer if form.layers else None
+    before = pyogrio.read_info(path, layer=name)["features"] if append else 0
+    pyogrio.write_dataframe(stored, path, driver=form.driver, append=append, **options)
     # GDAL writes some formats when it closes them, where it cannot report a full disk
-    info = pyogrio.read_info(path, layer=layer if form.layers else None, force_feature_count=True)
-    if info["features"] != len(stored):
-        raise OSError(f"{info['features']} of {len(stored)} features arrived")
+    arrived = pyogrio.read_info(path, layer=name, force_feature_count=True)["features"] - before
+    if arrived != len(stored):
+        raise OSError(f"{arrived} of {len(stored)} features arrived")
 
 
 def _as_stored(gdf: geopandas.GeoDataFrame, form: Format) -> geopandas.GeoDataFrame:
@@ -259,8 +304,10 @@ def _as_stored(gdf: geopandas.GeoDataFrame, form: Format) -> geopandas.GeoDataFr
 def _read(path: Path, form: Format, layer: str) -> geopandas.GeoDataFrame:
     if form.driver == "Parquet":
         return geopandas.read_parquet(path)
+    if form.layers:  # a few rows tell what the columns hold
+        return pyogrio.read_dataframe(path, layer=layer, max_features=1000)
     if not form.wgs84:
-        return pyogrio.read_dataframe(path, layer=layer if form.layers else None)
+        return pyogrio.read_dataframe(path)
     # not by GDAL, which makes dates of text that looks like one
     text = path.read_text(encoding="utf-8")
     lines = form.driver == "GeoJSONSeq"
@@ -268,16 +315,21 @@ def _read(path: Path, form: Format, layer: str) -> geopandas.GeoDataFrame:
     return geopandas.GeoDataFrame.from_features(features, crs=4326)
 
 
-def _present(path: Path, form: Format, layer: str) -> bool:
-    if not path.exists():
-        return False
-    return not form.layers or layer in pyogrio.list_layers(path)[:, 0]
+def _present(path: Path, form: Format, layer: str, *, allowed: bool) -> bool:
+    """Whether the file or layer is there; an error if it is and must not be."""
+    if not path.parent.is_dir():
+        raise ExportError(f"folder {path.parent} does not exist: create it first")
+    there = path.exists() and (not form.layers or layer in pyogrio.list_layers(path)[:, 0])
+    if there and not allowed:
+        what = f"layer {layer!r} of {path}" if form.layers else str(path)
+        raise ExportError(f"{what} exists: pass overwrite or append, or choose another name")
+    return there
 
 
-def _appended(
+def _fitting(
     new: geopandas.GeoDataFrame, path: Path, form: Format, layer: str
 ) -> geopandas.GeoDataFrame:
-    """Rows of the file and the new ones, if they fit together."""
+    """New rows if they fit to the file; with its old ones if it must be written anew."""
     try:
         old = _read(path, form, layer)
     except (ValueError, KeyError, TypeError, OSError, DataSourceError) as error:
@@ -302,10 +354,13 @@ def _appended(
                 f"column {column!r} of {path} holds {held}, the new rows hold {given}: "
                 "convert it first"
             )
-    rows = [
-        part for part in (old, new[old.columns].set_crs(old.crs, allow_override=True)) if len(part)
-    ]
-    return pd.concat(rows, ignore_index=True) if rows else new
+    new = new[old.columns].set_crs(old.crs, allow_override=True)
+    return new if form.layers else _joined([old, new])
+
+
+def _joined(tables: list[geopandas.GeoDataFrame]) -> geopandas.GeoDataFrame:
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else tables[0]
 
 
 def _same_crs(first: pyproj.CRS | None, second: pyproj.CRS | None) -> bool:
@@ -315,20 +370,25 @@ def _same_crs(first: pyproj.CRS | None, second: pyproj.CRS | None) -> bool:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, *, copy: bool = False) -> Iterator[Path]:
     """A temporary path in the same folder; what is written there takes the place of `path`.
 
     A folder of its own, because a shapefile is several files and a GeoPackage has a journal.
+    `copy` starts with what is there, so that other layers stay.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent))
     except OSError as error:
         raise ExportError(f"cannot write to {path.parent}: {error.strerror}") from error
     try:
+        if copy and path.exists():
+            shutil.copy2(path, folder / path.name)
         yield folder / path.name
         for part in sorted(folder.iterdir(), key=lambda part: part.suffix == path.suffix):
             _sync(part)
             part.replace(path.with_name(part.name))
+        for stale in (".qix", ".sbn", ".sbx") if path.suffix.lower() == ".shp" else ():
+            path.with_suffix(stale).unlink(missing_ok=True)  # indexes of what was replaced
     except ExportError:
         raise
     except Exception as error:  # a full disk is an error of another kind in each library

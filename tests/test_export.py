@@ -178,6 +178,32 @@ def test_append_adds_rows(tmp_path, lakes, suffix):
     assert _area(back) == pytest.approx(3 * lakes.area.sum(), rel=1e-4)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_many_tables_become_one_file(tmp_path, lakes, suffix):
+    path = tmp_path / f"all{suffix}"
+    parts = [lakes[:0], lakes[:2], lakes[:0], lakes[2:]]
+    assert export.write_many(iter(parts), path) == 3
+    assert sorted(_read(path).id) == [1, 2, 3]
+    with pytest.raises(ExportError, match="pass overwrite"):
+        export.write_many(parts, path)
+    before = path.read_bytes()
+
+    def failing():
+        yield lakes
+        raise ValueError("a block is missing")
+
+    with pytest.raises(ExportError, match="a block is missing"):
+        export.write_many(failing(), path, overwrite=True)
+    assert path.read_bytes() == before
+    assert export.write_many([lakes], path, overwrite=True) == 3
+    assert sorted(_read(path).id) == [1, 2, 3]
+
+
+def test_no_table_at_all(tmp_path):
+    with pytest.raises(ExportError, match="not even an empty table"):
+        export.write_many([], tmp_path / "a.gpkg")
+
+
 def test_append_checks_what_it_adds_to(tmp_path, lakes):
     path = tmp_path / "lakes.gpkg"
     export.write(lakes, path)
