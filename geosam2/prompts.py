@@ -69,8 +69,8 @@ class Prompt:
     """(left, bottom, right, top) in `crs`."""
     mask: shapely.Geometry | None = None
     """A polygon or multipolygon in `crs` that roughly covers the object."""
-    crs: CRS | None = None
-    """Anything that `CRS.from_user_input` takes; None = the scene's own CRS."""
+    crs: Any = None
+    """Anything that `CRS.from_user_input` takes, kept as a CRS; None = the scene's own CRS."""
     object_id: int = 1
     """Number of the object; it becomes the `id` column."""
 

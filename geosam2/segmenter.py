@@ -358,13 +358,19 @@ class Segmenter:
             Columns id, score, stability, area_m2, frames, open_edges, level, model, prompt (JSON),
             source, date (of this result, ISO), geometry.
         """
+        return self.table(self.rows(masklets, **geometry))
+
+    def rows(self, masklets: Sequence[Masklet], **geometry: Any) -> list[dict[str, Any]]:
+        """The same as dictionaries, which can be stored one by one; `table` joins them."""
+        return [self._row(masklet, geometry) for masklet in masklets]
+
+    def table(self, rows: list[dict[str, Any]]) -> geopandas.GeoDataFrame:
+        """Rows as a GeoDataFrame in the scene's CRS."""
         import geopandas
 
-        rows = [self._row(masklet, geometry) for masklet in masklets]
+        crs = self.scene.crs
         columns = [*COLUMNS, "geometry"]
-        return geopandas.GeoDataFrame(
-            rows, columns=columns, geometry="geometry", crs=self.scene.crs
-        )
+        return geopandas.GeoDataFrame(rows, columns=columns, geometry="geometry", crs=crs)
 
     def _row(self, masklet: Masklet, options: dict[str, Any]) -> dict[str, Any]:
         from geosam2.vectorize import from_mosaic, geodesic_area

@@ -1,0 +1,282 @@
+"""`geosam2 segment`: follow the object under each point; write polygons."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import geopandas
+
+    from geosam2.prompts import Prompt
+    from geosam2.runs import PromptedRun, Task
+    from geosam2.segmenter import Segmenter
+
+STOPPED = 130  # exit code of a process that was interrupted, as shells have it
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-p",
+    "--point",
+    "points",
+    multiple=True,
+    metavar="X,Y[,LABEL]",
+    help="A click; label 0 = not the object. Repeat for more points of one object.",
+)
+@click.option(
+    "--box",
+    "boxes",
+    multiple=True,
+    metavar="L,B,R,T",
+    help="Left, bottom, right, top; repeat for more objects.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(dir_okay=False),
+    help="GeoJSON with points, boxes or polygons; each feature one object.",
+)
+@click.option("--crs", help="CRS of points and boxes; default that of the scene.")
+@click.option("-o", "--output", default="-", show_default=True, help="Vector file; - = stdout.")
+@click.option("--level", default="auto", show_default=True, help="auto, a number or a label.")
+@click.option("--gsd", type=float, help="Metres per pixel to look at, in place of --level.")
+@click.option("--preset", type=click.Choice(["rapid", "high-res"]), help="Quick or thorough.")
+@click.option("--model", help="Name or path of weights; default as the preset says.")
+@click.option("--max-frames", default=50, show_default=True, help="Frames for one object.")
+@click.option("--refine/--no-refine", default=None, help="Sharpen at the finest level.")
+@click.option("--min-area", default=0.0, help="Drop smaller parts and holes, square metres.")
+@click.option("--simplify", type=float, help="Simplify outlines by so many metres.")
+@click.option("--orthogonal", is_flag=True, help="Right angles, for buildings.")
+@click.option("--smooth", is_flag=True, help="Smooth outlines, for natural things.")
+@click.option("--preview", type=click.Path(dir_okay=False), help="Picture of the result (PNG).")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option("--append", is_flag=True, help="Add to the output if it exists.")
+@click.option("--state", type=click.Path(file_okay=False), help="Folder of the run; OUTPUT.run.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@click.option("--no-cache", is_flag=True, help="Keep encoded frames in memory only.")
+@click.pass_context
+def command(ctx: click.Context, /, source: str, **given: Any) -> None:
+    """Segment the objects of SOURCE under the given points, boxes or polygons.
+
+    SOURCE is a GeoTIFF, a COG (path or URL), an XYZ template or a folder of tiles. Each object is
+    followed over as many frames as it covers. Ctrl-C stops after the frame at hand, writes what
+    there is and names the folder that --resume goes on from.
+
+        geosam2 segment scene.tif --point 85.522,27.632 --crs EPSG:4326 -o lake.geojson
+    """
+    asked = _Asked(source=source, **given)
+    _check(asked)
+    segmenter = _segmenter(asked)
+    folder = _folder(asked)
+    task = _stored_task(folder) if asked.resume else _task(asked, segmenter)
+    from geosam2.runs import PromptedRun
+
+    run = PromptedRun(segmenter, task, folder, resume=asked.resume)
+    quiet = bool(ctx.find_root().params.get("quiet"))
+    stopped = _work(run, len(task.prompts), task.options.max_frames, quiet=quiet)
+    found = run.result(partial=stopped)
+    _write(found, asked, segmenter)
+    if stopped:
+        where = f"; go on with --resume (state in {folder})" if folder else ""
+        done = len(run.rows)
+        click.echo(
+            f"stopped: {done} of {len(task.prompts)} objects finished, {len(found)} written{where}",
+            err=True,
+        )
+        sys.exit(STOPPED)
+    run.clean_up()
+    _summary(found)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The command's options, by name."""
+
+    source: str
+    points: tuple[str, ...]
+    boxes: tuple[str, ...]
+    prompts: str | None
+    crs: str | None
+    output: str
+    level: str
+    gsd: float | None
+    preset: str | None
+    model: str | None
+    max_frames: int
+    refine: bool | None
+    min_area: float
+    simplify: float | None
+    orthogonal: bool
+    smooth: bool
+    preview: str | None
+    overwrite: bool
+    append: bool
+    state: str | None
+    resume: bool
+    no_cache: bool
+
+
+def _check(asked: _Asked) -> None:
+    """What can be refused before anything heavy is imported."""
+    if not (asked.points or asked.boxes or asked.prompts or asked.resume):
+        raise click.UsageError("say what to segment: --point X,Y, --box L,B,R,T or --prompts FILE")
+    if asked.resume and asked.output == "-" and not asked.state:
+        raise click.UsageError("--resume needs the --output or the --state of the stopped run")
+    path = Path(asked.output)
+    if asked.output != "-" and not (asked.overwrite or asked.append or asked.resume):
+        from geosam2.errors import ExportError
+
+        if path.exists():
+            raise ExportError(f"{path} exists: replace it with --overwrite or add with --append")
+        if not path.absolute().parent.is_dir():
+            raise ExportError(
+                f"there is no folder {path.absolute().parent} to write {path.name} in"
+            )
+
+
+def _segmenter(asked: _Asked) -> Segmenter:
+    from geosam2.cache import EmbeddingCache
+    from geosam2.segmenter import Segmenter
+
+    cache = EmbeddingCache(folder=None) if asked.no_cache else EmbeddingCache()
+    return Segmenter(asked.source, asked.model, preset=asked.preset, cache=cache)
+
+
+def _folder(asked: _Asked) -> Path | None:
+    if asked.state:
+        return Path(asked.state)
+    return None if asked.output == "-" else Path(f"{asked.output}.run")
+
+
+def _stored_task(folder: Path | None) -> Task:
+    from geosam2.runs import Task, read_about
+
+    assert folder is not None
+    return Task.from_json(read_about(folder)["task"])
+
+
+def _task(asked: _Asked, segmenter: Segmenter) -> Task:
+    from geosam2.masklet import PanOptions
+    from geosam2.runs import Task
+    from geosam2.segmenter import level_from
+
+    level = level_from(segmenter.scene, asked.level, asked.gsd)
+    geometry: dict[str, Any] = {"min_area_m2": asked.min_area, "simplify_m": asked.simplify}
+    geometry |= {"orthogonal": asked.orthogonal, "smooth": asked.smooth}
+    return Task(
+        tuple(_prompts(asked)),
+        level if level == "auto" else level.index,
+        PanOptions(max_frames=asked.max_frames),
+        asked.refine,
+        geometry,
+    )
+
+
+def _prompts(asked: _Asked) -> list[Prompt]:
+    """All points together are one object; each box and each feature is another."""
+    from geosam2.prompts import Prompt, read_prompts
+
+    found = []
+    if asked.points:
+        clicks = [_numbers(text, (2, 3), "--point X,Y[,LABEL]") for text in asked.points]
+        labels = tuple(int(click_[2]) if len(click_) == 3 else 1 for click_ in clicks)
+        found.append(Prompt(tuple((c[0], c[1]) for c in clicks), labels, crs=asked.crs))
+    for text in asked.boxes:
+        left, bottom, right, top = _numbers(text, (4,), "--box L,B,R,T")
+        found.append(Prompt(box=(left, bottom, right, top), crs=asked.crs))
+    numbered = [replace(one, object_id=n) for n, one in enumerate(found, start=1)]
+    if asked.prompts:
+        numbered += read_prompts(asked.prompts, crs=asked.crs)
+    return numbered
+
+
+def _numbers(text: str, counts: tuple[int, ...], usage: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts:
+        raise click.BadParameter(f"{text!r} does not read as {usage}")
+    return numbers
+
+
+class _Stop:
+    """Set by the first Ctrl-C; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        click.echo("stopping after this frame (Ctrl-C again: at once)", err=True)
+
+
+@contextmanager
+def _stop_once() -> Iterator[_Stop]:
+    stop = _Stop()
+    old = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def _work(run: PromptedRun, objects: int, max_frames: int, *, quiet: bool) -> bool:
+    """Go through the run under a progress bar; True if it was stopped."""
+    from tqdm import tqdm
+
+    with _stop_once() as stop, tqdm(unit=" frames", disable=quiet, file=sys.stderr) as bar:
+        for prompt, phase, step in run:
+            bar.set_description(f"object {prompt.object_id} of {objects}, {phase}")
+            area = "" if step.area != step.area else f", {_area(step.area)}"
+            bar.set_postfix_str(f"{step.open_borders} open{area}")
+            bar.update()
+            if stop.asked:
+                run.pause()
+                return True
+    return False
+
+
+def _area(square_metres: float) -> str:
+    """For people: m2, ha or km2.
+
+    >>> _area(950), _area(25_000), _area(3e6)
+    ('950 m2', '2.50 ha', '3.00 km2')
+    """
+    if square_metres < 10_000:
+        return f"{square_metres:.0f} m2"
+    if square_metres < 1_000_000:
+        return f"{square_metres / 10_000:.2f} ha"
+    return f"{square_metres / 1_000_000:.2f} km2"
+
+
+def _write(found: geopandas.GeoDataFrame, asked: _Asked, segmenter: Segmenter) -> None:
+    from geosam2 import export
+
+    overwrite = asked.overwrite or asked.resume
+    export.write(found, asked.output, overwrite=overwrite, append=asked.append)
+    if asked.preview:
+        from geosam2 import viz
+
+        viz.save(viz.overlay(segmenter.scene, found), asked.preview)
+
+
+def _summary(found: geopandas.GeoDataFrame) -> None:
+    """One line an object on stderr; what is not finished is said."""
+    for row in found.itertuples():
+        rest = f", {row.open_edges} open edges (raise --max-frames?)" if row.open_edges else ""
+        click.echo(
+            f"object {row.id}: {_area(row.area_m2)}, {row.frames} frames at level {row.level}, "
+            f"score {row.score:.2f}{rest}",
+            err=True,
+        )

@@ -1,0 +1,216 @@
+"""A run of many prompts that survives being stopped or killed.
+
+Its folder holds what was asked (`run.json`), a line for each finished object (`finished.jsonl`) and
+the state of the object that is being followed (`current.safetensors`). Lines are appended and
+states replaced whole, so whatever moment the process dies in, the run goes on from the last frame
+that was stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import shapely
+
+from geosam2 import __version__
+from geosam2.cache import write_atomically
+from geosam2.errors import InterruptedRunError
+from geosam2.masklet import Gate, Masklet, PanOptions, Step
+from geosam2.prompts import Prompt
+from geosam2.propagate import Panning
+from geosam2.segmenter import FrameMask, Segmenter
+
+if TYPE_CHECKING:
+    import geopandas
+
+
+SAVE_EVERY = 10.0  # seconds between two stored states
+CHUNK = 256  # prompts whose first frames are looked at together
+
+Phase = Literal["follow", "refine"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a run."""
+
+    prompts: tuple[Prompt, ...]
+    """In any CRS, one object each."""
+    level: int | Literal["auto"] = "auto"
+    """Number of the level, or "auto"."""
+    options: PanOptions = field(default_factory=PanOptions)
+    """How to follow."""
+    refine: bool | None = None
+    """Sharpen at the finest level; None = as the preset says."""
+    geometry: dict[str, Any] = field(default_factory=dict)
+    """min_area_m2, simplify_m, orthogonal, smooth."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; `from_json` is the inverse."""
+        return {**asdict(replace(self, prompts=())), "prompts": [p.to_json() for p in self.prompts]}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Task:
+        """Read what `to_json` gave."""
+        options = dict(stored["options"])
+        options["gate"] = Gate(**options["gate"])
+        prompts = tuple(Prompt.from_json(one) for one in stored["prompts"])
+        return cls(**{**stored, "options": PanOptions(**options), "prompts": prompts})
+
+
+class PromptedRun:
+    """Objects of a task, one after the other; iterate for the steps, stop whenever you like.
+
+    Args:
+        segmenter: Scene, network and cache.
+        task: What to do.
+        folder: Where the run is kept; None keeps nothing.
+        resume: Go on with what is in the folder.
+
+    Raises:
+        InterruptedRunError: If there is nothing to resume, or it belongs to another scene or model.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        task: Task,
+        folder: Path | None = None,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.segmenter, self.task, self.folder = segmenter, task, folder
+        self.rows: list[dict[str, Any]] = []
+        self._panning: Panning | None = None
+        self._saved = time.monotonic()
+        if folder is None:
+            return
+        if resume:
+            self._check_same()
+            self.rows = _finished(folder)
+        else:
+            self._begin(folder)
+
+    def _begin(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("finished.jsonl", "current.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+        about = {"version": __version__, **self._identity(), "task": self.task.to_json()}
+        write_atomically(folder / "run.json", json.dumps(about).encode())
+
+    def _identity(self) -> dict[str, str]:
+        model = self.segmenter.model
+        return {"scene": self.segmenter.scene.signature, "model": model.fingerprint}
+
+    def _check_same(self) -> None:
+        assert self.folder is not None
+        about = read_about(self.folder)
+        for name, value in self._identity().items():
+            if about[name] != value:
+                raise InterruptedRunError(
+                    f"the run in {self.folder} was made with another {name}: resume with the same "
+                    "one, or start anew without --resume"
+                )
+
+    def __iter__(self) -> Iterator[tuple[Prompt, Phase, Step]]:
+        """(prompt, "follow" or "refine", step) of every frame that is looked at."""
+        prompts = self.task.prompts
+        while len(self.rows) < len(prompts):
+            chunk = prompts[len(self.rows) : len(self.rows) + CHUNK]
+            for mask in self.segmenter.predict(chunk, level=self.task.level):
+                yield from self._object(mask)
+
+    def _object(self, mask: FrameMask) -> Iterator[tuple[Prompt, Phase, Step]]:
+        masklet = mask.masklet
+        if mask.goes_on:
+            self._panning = self._start(mask)
+            for step in self._panning:
+                self._save_sometimes()
+                yield mask.prompt, "follow", step
+            masklet = self._panning.masklet
+        refine = self.segmenter.preset.refine if self.task.refine is None else self.task.refine
+        if refine and self.task.level == "auto":
+            frames = self.task.options.max_frames
+            for run in self.segmenter.refinements(masklet, max_frames=frames):
+                for step in run:
+                    yield mask.prompt, "refine", step
+                masklet = run.masklet
+        self._finish(masklet)
+
+    def _start(self, mask: FrameMask) -> Panning:
+        """A new run for an object, or the stored one."""
+        state = None if self.folder is None else self.folder / "current.safetensors"
+        if state is not None and state.is_file():
+            run = Panning.load(state, self.segmenter.encoder)
+            if run.prompts[0] == mask.prompt:
+                return run
+        options = self.task.options
+        return self.segmenter.start(mask.prompt, level=mask.level, options=options)
+
+    def _finish(self, masklet: Masklet) -> None:
+        row = self.segmenter.rows([masklet], **self.task.geometry)[0]
+        self.rows.append(row)
+        self._panning = None
+        if self.folder is None:
+            return
+        stored = {**row, "geometry": shapely.to_wkb(row["geometry"], hex=True)}
+        with (self.folder / "finished.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(stored) + "\n")
+        (self.folder / "current.safetensors").unlink(missing_ok=True)
+
+    def _save_sometimes(self) -> None:
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self.pause()
+
+    def pause(self) -> None:
+        """Store the state of the object that is being followed."""
+        if self.folder is not None and self._panning is not None:
+            self._panning.save(self.folder / "current.safetensors")
+        self._saved = time.monotonic()
+
+    def result(self, *, partial: bool = False) -> geopandas.GeoDataFrame:
+        """Finished objects; with `partial` also the one that is being followed, as far as it is."""
+        rows = list(self.rows)
+        if partial and self._panning is not None and self._panning.masklet.frames:
+            rows += self.segmenter.rows([self._panning.masklet], **self.task.geometry)
+        return self.segmenter.table(rows)
+
+    def clean_up(self) -> None:
+        """Remove the folder of a run that is done."""
+        if self.folder is not None:
+            for name in ("finished.jsonl", "current.safetensors", "run.json"):
+                (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody keeps other things there
+                self.folder.rmdir()
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a stored run was asked: version, scene, model and task.
+
+    Raises:
+        InterruptedRunError: If the folder holds no run.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InterruptedRunError(
+            f"there is no run to resume in {folder} ({error}): start it without --resume"
+        ) from error
+    return about
+
+
+def _finished(folder: Path) -> list[dict[str, Any]]:
+    """Rows of finished objects; a last line that was cut by a crash is dropped."""
+    path = folder / "finished.jsonl"
+    text = path.read_text("utf-8") if path.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_atomically(path, whole.encode())
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return [{**row, "geometry": shapely.from_wkb(row["geometry"])} for row in rows]

@@ -1,0 +1,173 @@
+"""`geosam2 segment` from the outside: files, exit codes, Ctrl-C, resume, errors in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from unittest import mock
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from click.testing import CliRunner, Result
+from odc.geo.geobox import GeoBox
+from pyproj import Transformer
+from rasterio.features import rasterize
+
+from geosam2.cli import cli
+from geosam2.errors import GeoSAM2Error
+from geosam2.testing import write_geotiff
+from geosam2.testing.colour_model import ColourModel
+
+CELL, LEFT, TOP = 2.0, 500_000.0, 4_600_000.0
+LAKE = shapely.Point(320, 300).buffer(230).difference(shapely.Point(380, 250).buffer(50))
+HOUSE = shapely.box(20, 20, 60, 60)
+
+# the command line with the stand-in for the network, killed at its sixth frame
+KILLED = """
+import os, signal, sys
+import geosam2_model
+import geosam2.runs
+from geosam2.cli import main
+from geosam2.testing.colour_model import ColourModel
+
+class Deadly(ColourModel):
+    def encode(self, pixels):
+        if self.encoded == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(pixels)
+
+geosam2_model.load = lambda *args, **kwargs: Deadly(128)
+geosam2.runs.SAVE_EVERY = 0.0
+main(["segment", *sys.argv[1:]])
+"""
+
+
+def on_map(x: float, y: float) -> str:
+    return f"{LEFT + x * CELL},{TOP - y * CELL}"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    pixels = np.empty((3, 640, 640), np.uint8)
+    pixels[:] = np.array((60, 110, 50), np.uint8)[:, None, None]
+    for colour, shape in (((40, 70, 170), LAKE), ((190, 60, 60), HOUSE)):
+        pixels[:, rasterize([shape], (640, 640)).astype(bool)] = np.array(colour)[:, None]
+    geobox = GeoBox((640, 640), Affine(CELL, 0, LEFT, 0, -CELL, TOP), "EPSG:32633")
+    return write_geotiff(tmp_path_factory.mktemp("scene") / "scene.tif", pixels, geobox)
+
+
+class Interrupting(ColourModel):
+    """Somebody presses Ctrl-C while the sixth frame is worked on."""
+
+    def encode(self, pixels):
+        if self.encoded == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().encode(pixels)
+
+
+def run(*args: object, model: ColourModel | None = None) -> Result:
+    """The command in this process: starting Python takes longer than the work."""
+    model = model or ColourModel(128)
+    with mock.patch("geosam2_model.load", return_value=model):
+        return CliRunner().invoke(cli, ["segment", *map(str, args), "--no-cache"])
+
+
+def iou(a: shapely.Geometry, b: shapely.Geometry) -> float:
+    return a.intersection(b).area / a.union(b).area
+
+
+def truth(shape: shapely.Geometry) -> shapely.Geometry:
+    return shapely.transform(shape, lambda p: p * [CELL, -CELL] + [LEFT, TOP])
+
+
+def test_points_and_boxes_become_objects_in_a_file(scene, tmp_path):
+    target = tmp_path / "out.gpkg"
+    corners = f"{LEFT + 36},{TOP - 124},{LEFT + 124},{TOP - 36}"
+    done = run(scene, "-p", on_map(150, 200), "--box", corners, "-o", target, "--level", "native")
+    assert done.exit_code == 0, done.output
+    found = geopandas.read_file(target)
+    assert found.id.tolist() == [1, 2]
+    assert iou(found.geometry[0], truth(LAKE)) > 0.98
+    assert iou(found.geometry[1], truth(HOUSE)) > 0.9
+    assert "object 1: " in done.stderr
+    assert not list(tmp_path.glob("*.run"))  # nothing left behind
+
+
+def test_geojson_prompts_go_to_stdout(scene, tmp_path):
+    to_degrees = Transformer.from_crs(32633, 4326, always_xy=True)
+    place = to_degrees.transform(LEFT + 40 * CELL, TOP - 40 * CELL)
+    feature = {
+        "type": "Feature",
+        "properties": {},
+        "geometry": {"type": "Point", "coordinates": place},
+    }
+    prompts = tmp_path / "prompts.geojson"
+    prompts.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    done = run(scene, "--prompts", prompts, "--level", 0)
+    assert done.exit_code == 0, done.output
+    geometry = json.loads(done.stdout)["features"][0]["geometry"]
+    assert shapely.geometry.shape(geometry).centroid.distance(shapely.Point(place)) < 1e-4
+
+
+def test_ctrl_c_writes_what_there_is_and_resume_finishes_it(scene, tmp_path):
+    target, state = tmp_path / "out.gpkg", tmp_path / "out.gpkg.run"
+    args = (scene, "-p", on_map(150, 200), "-o", target, "--level", "native")
+    done = run(*args, model=Interrupting(128))
+    assert done.exit_code == 130, done.output
+    assert f"go on with --resume (state in {state})" in done.stderr
+    part = geopandas.read_file(target)
+    assert part.frames.tolist() == [6]  # the frame at hand was finished
+    assert part.open_edges[0] > 0
+    done = run(scene, "-o", target, "--resume")
+    assert done.exit_code == 0, done.output
+    whole = geopandas.read_file(target)
+    assert whole.open_edges.tolist() == [0]
+    assert iou(whole.geometry[0], truth(LAKE)) > 0.98
+    assert not state.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_half_file_and_resumes(scene, tmp_path):
+    target = tmp_path / "out.geojson"
+    args = [str(a) for a in (scene, "-p", on_map(150, 200), "-o", target, "--level", 0)]
+    code = textwrap.dedent(KILLED)
+    killed = subprocess.run([sys.executable, "-c", code, *args, "--no-cache"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    assert run(scene, "-o", target, "--resume").exit_code == 0
+    again = tmp_path / "straight.geojson"
+    assert run(scene, "-p", on_map(150, 200), "-o", again, "--level", 0).exit_code == 0
+    assert target.read_text() == again.read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "remedy"),
+    [
+        ([], 2, "say what to segment"),
+        (["-p", "1"], 2, "does not read as --point X,Y"),
+        (["-p", "15.005,41.545"], 1, "In EPSG:4326 it would be inside: pass crs='EPSG:4326'"),
+        (["-p", "41.545,15.005"], 1, "longitude"),
+        (["-p", "nan,1"], 1, "not finite"),
+        (["-p", "500010,4599990", "--crs", "EPSG:0"], 1, "use for example 'EPSG:4326'"),
+        (["-p", "500010,4599990", "--level", "z3"], 1, "use auto or one of"),
+        (["--prompts", "nothing.geojson"], 1, "not a readable GeoJSON"),
+        (["--resume", "-o", "nothing.gpkg"], 1, "start it without --resume"),
+        (["-p", "500010,4599990", "-o", "no/such/folder/x.gpkg"], 1, "there is no folder"),
+    ],
+)
+def test_mistakes_get_one_sentence(scene, args, code, remedy):
+    done = run(scene, *args)
+    if code == 2:
+        assert done.exit_code == 2
+        assert remedy in done.output
+    else:
+        assert isinstance(done.exception, GeoSAM2Error)
+        assert remedy in str(done.exception)
