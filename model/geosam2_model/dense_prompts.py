@@ -13,6 +13,7 @@ The clicks enter as discs with the earlier mask beside them, as in RITM
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -113,7 +114,7 @@ def _device(prompts: Prompts) -> torch.device:
 def distance_to(clicks: Clicks, height: int, width: int) -> Tensor:
     """Cells to the nearest click, (N, height, width); `FAR` without one."""
     device = clicks.places.device
-    x, y = clicks.places.split(1, dim=2)  # N, P, 1
+    x, y = clicks.places[..., :1], clicks.places[..., 1:]  # N, P, 1
     dx = (torch.arange(width, device=device) - x).square()[:, :, None, :]
     dy = (torch.arange(height, device=device) - y).square()[:, :, :, None]
     squared = torch.where(clicks.real[..., None, None], dx + dy, FAR**2)
@@ -167,7 +168,7 @@ def likeness(maps: Tensor, wanted: Tensor, real: Tensor, index: Tensor | None) -
     """
     wanted = F.normalize(wanted, dim=2)
     flat = rows_for(maps, index).flatten(2)  # N or 1, C, h w
-    cosine = (wanted @ flat).unflatten(2, maps.shape[-2:])
+    cosine = (wanted @ flat).reshape(*wanted.shape[:2], *maps.shape[-2:])
     return torch.where(real[..., None, None], cosine, -1.0).amax(1)
 
 
@@ -197,25 +198,24 @@ class DensePrompts(nn.Module):
         fine, middle = config.skip_channels
         widths = config.dense_widths
         self.laterals = nn.ModuleList(
-            nn.Conv2d(c, w, 1)
-            for c, w in zip(trunk_channels, (*widths, widths[-1]), strict=False)
+            nn.Conv2d(c, w, 1) for c, w in zip(trunk_channels, (*widths, widths[-1]), strict=False)
         )
         self.norms = nn.ModuleList(LayerNorm2d(w) for w in widths)
         self.lower = nn.ModuleList(
-            nn.Conv2d(w, v, 1) for v, w in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(w, v, 1) for v, w in itertools.pairwise(widths)
         )
         self.smooth = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         self.alike = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
         self.image = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
         self.enter = nn.Conv2d(MAP_COUNT, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            nn.Conv2d(v, w, 3, 2, 1) for v, w in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(v, w, 3, 2, 1) for v, w in itertools.pairwise(widths)
         )
         self.deep = nn.Sequential(Residual(widths[2]), Residual(widths[2]))
         self.wide = Residual(widths[1])
         self.near = Residual(widths[0])
         self.up = nn.ModuleList(
-            nn.Conv2d(w, v, 1) for v, w in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(w, v, 1) for v, w in itertools.pairwise(widths)
         )
         self.leave = nn.ModuleList(
             nn.Conv2d(w, out, 1)
@@ -234,11 +234,10 @@ class DensePrompts(nn.Module):
 
     def forward(self, features: ImageFeatures, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
         """Maps at stride 16 (N, d_model, ...), 8 (N, middle, ...) and 4 (N, fine, ...)."""
-        assert features.trunk is not None and features.pixels_small is not None
+        assert features.trunk is not None
+        assert features.pixels_small is not None
         index = prompts.image_index
-        own = [
-            rows_for(conv(x), index) for conv, x in zip(self.image, features.trunk, strict=True)
-        ]
+        own = [rows_for(conv(x), index) for conv, x in zip(self.image, features.trunk, strict=True)]
         x4 = F.relu(self.enter(self.maps(features, prompts)) + own[0])
         x8 = F.relu(self.down[0](x4) + own[1])
         x16 = self.deep(F.relu(self.down[1](x8)) + own[2])
@@ -249,7 +248,8 @@ class DensePrompts(nn.Module):
 
     def maps(self, features: ImageFeatures, prompts: Prompts) -> Tensor:
         """The stack of prompt maps, (N, MAP_COUNT, H / 4, W / 4)."""
-        assert features.trunk is not None and features.pixels_small is not None
+        assert features.trunk is not None
+        assert features.pixels_small is not None
         pixels, index = features.pixels_small, prompts.image_index
         size = (pixels.shape[-2], pixels.shape[-1])
         foreground, background = split_clicks(prompts)
@@ -300,7 +300,8 @@ def _double(x: Tensor) -> Tensor:
 
 def _mean_under(maps: Tensor, mask: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean of (B, C, h, w) under (N, H, W) masks: (N, C), and which masks are not empty (N,)."""
-    share = F.adaptive_avg_pool2d(mask[:, None].to(maps.dtype), maps.shape[-2:])[:, 0]
+    size = (maps.shape[-2], maps.shape[-1])
+    share = F.adaptive_avg_pool2d(mask[:, None].to(maps.dtype), size)[:, 0]
     total = torch.einsum("nchw,nhw->nc", rows_for(maps, index).expand(len(mask), -1, -1, -1), share)
     weight = share.sum((1, 2))
     return total / (weight[:, None] + 1e-6), weight > 0
@@ -356,12 +357,12 @@ def geodesic_maps(
     foreground, background = (distance_to(c, *size) <= DISC for c in polarities)
     if prompts.boxes is not None:
         background = background | (inside == 0)
-    steps = tuple(rows_for(x, index).expand(N, *size) for x in edge_steps(pixels))
-    found = [geodesic(seeds, *steps) for seeds in (foreground, background)]
+    across, down = (rows_for(x, index).expand(N, *size) for x in edge_steps(pixels))
+    found = [geodesic(seeds, across, down) for seeds in (foreground, background)]
     nothing = torch.full((1, *size), FAR, device=pixels.device)
     sure = float(torch.tanh(torch.tensor(SURE / 2)))
     for seeds in (known > sure, known < -sure):
-        found.append(geodesic(seeds, *steps) if prompts.masks is not None else nothing)
+        found.append(geodesic(seeds, across, down) if prompts.masks is not None else nothing)
     reach = [torch.exp(-d / tau) for d in found for tau in (3.0, 15.0)]
     balance = [torch.tanh((b - f) / 6) for f, b in zip(found[::2], found[1::2], strict=True)]
     return [*reach, *balance]

@@ -215,15 +215,7 @@ class SAM2(nn.Module):
         Raises:
             InputError: If prompts and features do not fit each other.
         """
-        out = self.decode_all(features, prompts)
-        if multimask:
-            logits, iou, tokens = out.logits[:, 1:], out.predicted_iou[:, 1:], out.tokens[:, 1:]
-            token = tokens[torch.arange(len(tokens), device=tokens.device), iou.argmax(1)]
-        else:
-            logits, iou = self._single_mask(out.logits, out.predicted_iou)
-            token = out.tokens[:, 0]
-        pointer = self._pointer(token, out.object_score > 0)
-        return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
+        return self.choose(self.decode_all(features, prompts), multimask)
 
     def decode_all(self, features: ImageFeatures, prompts: Prompts | None = None) -> DecoderOutput:
         """All four masks of N objects, before `decode` chooses among them; training wants each."""
@@ -245,6 +237,17 @@ class SAM2(nn.Module):
             (fine, middle),
         )
         return result
+
+    def choose(self, out: DecoderOutput, multimask: bool) -> Decoded:
+        """The three candidates or the single mask, with scores and the pointer of the best."""
+        if multimask:
+            logits, iou, tokens = out.logits[:, 1:], out.predicted_iou[:, 1:], out.tokens[:, 1:]
+            token = tokens[torch.arange(len(tokens), device=tokens.device), iou.argmax(1)]
+        else:
+            logits, iou = self._single_mask(out.logits, out.predicted_iou)
+            token = out.tokens[:, 0]
+        pointer = self._pointer(token, out.object_score > 0)
+        return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
 
     def attend(
         self,

@@ -1,0 +1,106 @@
+"""How good the weights are, on objects that were held back; and the run's curves."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from geosam2_model.sam2 import SAM2
+from geosam2_model.training import data
+from geosam2_model.training.losses import coverage
+from geosam2_model.training.prompts import Question, ask, correct
+from geosam2_model.training.recipe import Recipe
+
+TURNS = (1, 3, 5)
+"""Figures are given after so many clicks."""
+
+
+@lru_cache(maxsize=1)
+def held_back(recipe: Recipe) -> dict[str, list[data.Crop]]:
+    """The same objects of each source's dev images for each look."""
+    found: dict[str, list[data.Crop]] = {}
+    for source in recipe.sources:
+        keep = data.keep_development(recipe.split, source.path.name)
+        if source.unlabelled:
+            continue
+        rng = np.random.default_rng(0)
+        pictures = [p for p in source.pictures(keep) if p.labels and p.objects]
+        if pictures:
+            found[source.path.name] = [_plain(rng, pictures) for _ in range(recipe.judged)]
+    return found
+
+
+def _plain(rng: np.random.Generator, pictures: list[data.Picture]) -> data.Crop:
+    """A crop of 256 px around one object, colours as they are."""
+    while True:
+        picture = pictures[rng.integers(len(pictures))]
+        crop = data.draw_crop(rng, picture, 256, 1, plain=True)
+        if crop is not None:
+            return crop
+
+
+def dev_figures(model: SAM2, recipe: Recipe) -> dict[str, float]:
+    """Mean IoU after 1, 3 and 5 clicks per source, and their mean as "score"."""
+    figures: dict[str, float] = {}
+    for name, crops in held_back(recipe).items():
+        each = np.array([clicks(model, crop, np.random.default_rng(i), max(TURNS))
+                         for i, crop in enumerate(crops)])  # fmt: skip
+        for turn in TURNS:
+            figures[f"{name}_{turn}"] = round(float(each[:, turn - 1].mean()), 4)
+    figures["score"] = round(float(np.mean(list(figures.values()))), 4) if figures else 0.0
+    return figures
+
+
+@torch.no_grad()
+def clicks(model: SAM2, crop: data.Crop, rng: np.random.Generator, count: int) -> list[float]:
+    """IoU of one crop's first object after each of `count` clicks, at full resolution."""
+    masks = crop.masks[:1]
+    truth = coverage(torch.from_numpy(masks))
+    features = model.encode(torch.from_numpy(crop.pixels)[None])
+    question: Question = ask(rng, "click", masks, truth)
+    found = []
+    for turn in range(count):
+        out = model.decode(features, question.prompts, multimask=turn == 0)
+        logits = out.best_logits
+        full = F.interpolate(logits[:, None], masks.shape[1:], mode="bilinear")[0, 0] > 0
+        found.append(iou(full.numpy(), masks[0]))
+        question = correct(rng, question, logits, truth, keep_mask=True)
+    return found
+
+
+def iou(found: data.Array, wanted: data.Array) -> float:
+    """Intersection over union of two masks; 1 if both are empty."""
+    either = np.logical_or(found, wanted).sum()
+    return float(np.logical_and(found, wanted).sum() / either) if either else 1.0
+
+
+def draw_curves(log: Path, out: Path) -> None:
+    """Loss and dev figures of a run as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
+    steps = [(x["step"], x["loss"]) for x in lines if "loss" in x]
+    if steps:
+        x, y = np.array(steps).T
+        width = max(1, len(y) // 100)
+        smooth = np.convolve(y, np.ones(width) / width, mode="valid")
+        left.plot(x[len(x) - len(smooth) :], smooth)
+    left.set(xlabel="step", ylabel="loss")
+    looks = [x for x in lines if "dev" in x]
+    for name in looks[-1]["dev"] if looks else ():
+        right.plot([x["step"] for x in looks], [x["dev"].get(name, np.nan) for x in looks],
+                   label=name)  # fmt: skip
+    right.set(xlabel="step", ylabel="IoU on dev", ylim=(0, 1))
+    right.legend(fontsize=7)
+    figure.savefig(out, dpi=90)

@@ -1,0 +1,333 @@
+"""The training loop: several processes, one core each, whose gradients are averaged.
+
+Every step draws its randomness from (seed, process, step) alone, so a run that was stopped goes on
+exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from geosam2_model.config import VARIANTS
+from geosam2_model.sam2 import SAM2
+from geosam2_model.training import data, judge, sequences
+from geosam2_model.training.losses import coverage, interaction_loss
+from geosam2_model.training.prompts import KINDS, Question, ask, correct
+from geosam2_model.training.recipe import Phase, Recipe
+from geosam2_model.training.synthetic import scene
+from geosam2_model.trunks.efficientnet_lite import EfficientNetLite0, load_imagenet
+
+STATE = "state.safetensors"
+BEST = "best.safetensors"
+
+
+def new_model(recipe: Recipe) -> SAM2:
+    """The network that training starts from."""
+    if recipe.start:
+        from geosam2_model.checkpoints import load
+
+        return load(recipe.start)
+    torch.manual_seed(recipe.seed)
+    model = SAM2(VARIANTS[recipe.variant])
+    if isinstance(model.image_encoder.trunk, EfficientNetLite0):
+        load_imagenet(model.image_encoder.trunk)
+    return model
+
+
+def save_weights(model: SAM2, path: Path, weights: dict[str, Tensor], half: bool = False) -> None:
+    """Write weights with the config in the metadata, as `geosam2_model.load` reads them."""
+    kind = torch.float16 if half else torch.float32
+    tensors = {k: v.detach().to(kind).contiguous() for k, v in weights.items()}
+    partial = path.with_suffix(".tmp")
+    save_file(tensors, partial, {"config": json.dumps(model.config.to_dict())})
+    partial.replace(path)
+
+
+def training_crops(recipe: Recipe) -> data.Crops:
+    """All pictures of the recipe, their superpixel regions, and made-up scenes."""
+    groups: list[tuple[float, list[data.Picture]]] = []
+    textures = []
+    for source in recipe.sources:
+        pictures = list(source.pictures(data.keep_training(recipe.split)))
+        groups.append((source.weight, [p for p in pictures if p.labels]))
+        if source.proposals:
+            regions = [data.with_proposals(p, recipe.cache) for p in pictures]
+            groups.append((source.proposals, regions))
+        textures += [data.stretched(p) for p in pictures[:: max(1, len(pictures) // 60)]]
+    rng = np.random.default_rng(recipe.seed)
+    made = [scene(rng, textures) for _ in range(recipe.scenes if recipe.synthetic else 0)]
+    return data.Crops([*groups, (recipe.synthetic, made)])
+
+
+def phase_at(recipe: Recipe, step: int) -> tuple[Phase, int]:
+    """The phase that a step belongs to, and the step's number within it.
+
+    Raises:
+        IndexError: After the last one.
+    """
+    for phase in recipe.phases:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
+    raise IndexError(step)
+
+
+def learning_rate(phase: Phase, step: int) -> float:
+    """Linear warm-up, then constant or along a half cosine."""
+    rate = phase.lr * min(1.0, (step + 1) / max(phase.warmup, 1))
+    return rate * 0.5 * (1 + float(np.cos(np.pi * step / phase.steps))) if phase.decay else rate
+
+
+def interact(
+    model: SAM2, crops: list[data.Crop], rng: np.random.Generator, phase: Phase, recipe: Recipe
+) -> tuple[Tensor, dict[str, float]]:
+    """Ask about objects on several crops, correct the answers, and judge every answer."""
+    pixels = torch.from_numpy(np.stack([c.pixels for c in crops]))
+    masks = np.concatenate([c.masks for c in crops])
+    index = torch.arange(len(crops)).repeat_interleave(torch.tensor([len(c.masks) for c in crops]))
+    truth = coverage(torch.from_numpy(masks))
+    kind = KINDS[rng.choice(len(KINDS), p=phase.kinds)]
+    corrections = int(rng.choice(len(phase.rounds), p=phase.rounds))
+    question = ask(rng, kind, masks, truth)
+    features = model.encode(pixels)
+    total, report = torch.zeros(()), {}
+    for turn in range(corrections + 1):
+        prompts = replace(question.prompts, image_index=index)
+        out = model.decode_all(features, prompts)
+        loss, achieved = interaction_loss(out, truth, question.present, recipe.loss)
+        total = total + loss
+        best = achieved[torch.arange(len(achieved)), out.predicted_iou.argmax(1)]
+        report[f"{kind}_{turn}"] = float(best[question.present].mean())
+        if turn < corrections:
+            question = _next(rng, question, out.logits.detach(), out.predicted_iou.detach(), truth)
+    return total / (corrections + 1), report
+
+
+def _next(
+    rng: np.random.Generator, question: Question, logits: Tensor, iou: Tensor, truth: Tensor
+) -> Question:
+    best = logits[torch.arange(len(logits)), iou.argmax(1)]
+    return correct(rng, question, best, truth, keep_mask=bool(rng.random() < 0.6))
+
+
+@dataclass
+class Trainer:
+    """One process's share of a run; mutable: it owns the weights."""
+
+    recipe: Recipe
+    crops: data.Crops
+    rank: int
+    model: SAM2
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.train()
+        trunk = {id(p) for p in self.model.image_encoder.trunk.parameters()}
+        rest = [p for p in self.model.parameters() if id(p) not in trunk]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": list(self.model.image_encoder.trunk.parameters()), "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), lr=0.0, fused=True)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.out = self.recipe.out
+        self.started = time.monotonic()
+
+    def run(self) -> None:
+        """All phases, from the last checkpoint on."""
+        self.resume()
+        while True:
+            try:
+                phase, within = phase_at(self.recipe, self.step)
+            except IndexError:
+                break
+            self.advance(phase, within)
+            if self.rank == 0 and self.step % self.recipe.save_every == 0:
+                self.save()
+            if self.step % self.recipe.judge_every == 0:
+                self.judge()
+        if self.rank == 0:
+            self.save()
+        self.judge()
+
+    def advance(self, phase: Phase, within: int) -> None:
+        """One optimiser step."""
+        rng = np.random.default_rng([self.recipe.seed, self.rank, self.step])
+        torch.manual_seed(int(rng.integers(2**31)))
+        rate = learning_rate(phase, within)
+        open_trunk(self.model, phase)
+        for group, factor in zip(self.optimiser.param_groups, (1, 1, phase.trunk_lr), strict=True):
+            group["lr"] = rate * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, report = self._loss(phase, rng)
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self._follow_average()
+        self.step += 1
+        if self.rank == 0:
+            self._log({"loss": float(loss.detach()), "norm": float(norm), "lr": rate, **report})
+
+    def _loss(self, phase: Phase, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        # every process decides alike, or one would wait for the other: no rank in this seed
+        common = np.random.default_rng([self.recipe.seed, self.step])
+        size = int(common.choice(phase.sizes))
+        images, objects = phase.batch(size)
+        if common.random() < phase.sequences:
+            shape = sequences.Shape(size, max(1, images * 2 // 3), objects)
+            return sequences.follow(self.model, self.crops, rng, shape, self.recipe.loss)
+        crops = [self.crops.draw(rng, size, objects) for _ in range(images)]
+        return interact(self.model, crops, rng, phase, self.recipe)
+
+    def _follow_average(self) -> None:
+        weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        state = self.model.state_dict()
+        floats = [k for k, v in state.items() if v.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[k] for k in floats], [state[k].detach() for k in floats], weight
+        )
+
+    def judge(self) -> None:
+        """Look at dev objects with the averaged weights; the first process alone works."""
+        if self.rank == 0:
+            figures = self._judged()
+            self._log({"dev": figures})
+            judge.draw_curves(self.out / "log.jsonl", self.out / "curves.png")
+            best = self.out / "best.json"
+            before = json.loads(best.read_text())["score"] if best.exists() else -1.0
+            if figures["score"] > before:
+                save_weights(self.model, self.out / BEST, self.average)
+                best.write_text(json.dumps({"step": self.step, **figures}))
+        if dist.is_initialized():
+            dist.barrier()
+
+    def _judged(self) -> dict[str, float]:
+        own = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        figures = judge.dev_figures(self.model, self.recipe)
+        self.model.load_state_dict(own)
+        self.model.train()
+        return figures
+
+    def _log(self, values: dict[str, Any]) -> None:
+        seconds = round(time.monotonic() - self.started, 1)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.step, "seconds": seconds, **values}) + "\n")
+
+    def save(self) -> None:
+        """Weights, average and optimiser in one file without pickle."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for name, p in self.model.named_parameters():
+            for key, value in self.optimiser.state.get(p, {}).items():
+                tensors[f"adam.{key}.{name}"] = value
+        partial = self.out / f"{STATE}.tmp"
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial,
+                  {"step": str(self.step)})  # fmt: skip
+        partial.replace(self.out / STATE)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint of the run's folder, if there is one."""
+        path = self.out / STATE
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as file:
+            self.step = int(file.metadata()["step"])
+            names = list(file.keys())
+            get = file.get_tensor
+            self.model.load_state_dict({k[6:]: get(k) for k in names if k.startswith("model.")})
+            self.average = {k[8:]: get(k) for k in names if k.startswith("average.")}
+            for name, p in self.model.named_parameters():
+                if f"adam.step.{name}" in names:
+                    self.optimiser.state[p] = {
+                        key: get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+
+
+def open_trunk(model: SAM2, phase: Phase) -> None:
+    """Let the trunk, or its later blocks, be trained if the phase says so."""
+    trunk = model.image_encoder.trunk
+    trunk.requires_grad_(phase.trunk_lr > 0)
+    if isinstance(trunk, EfficientNetLite0):
+        for part in (trunk.stem, *trunk.blocks[: phase.trunk_from]):
+            part.requires_grad_(False)
+
+
+def average_gradients(model: SAM2) -> None:
+    """Replace each gradient by its mean over the processes."""
+    if not dist.is_initialized():
+        return
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for p in wanted:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    flat = torch.cat([p.grad.reshape(-1) for p in wanted])  # type: ignore[union-attr]
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for p, part in zip(wanted, torch.split(flat, [p.numel() for p in wanted]), strict=True):
+        p.grad = part.reshape(p.shape)
+
+
+def _process(recipe: Recipe, crops: data.Crops, rank: int, meeting: str) -> None:
+    torch.set_num_threads(1)
+    if recipe.processes > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes
+        )
+    Trainer(recipe, crops, rank, new_model(recipe)).run()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe to its end; returns the best checkpoint.
+
+    Raises:
+        RuntimeError: If a process died; its own message is on stderr.
+    """
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    crops = training_crops(recipe)
+    if recipe.processes == 1:
+        _process(recipe, crops, 0, "")
+        return recipe.out / BEST
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = os.path.join(folder, "meeting")  # noqa: PTH118
+        # forked, so that the pictures are held once
+        context = get_context("fork")
+        workers = [
+            context.Process(target=_process, args=(recipe, crops, rank, meeting))
+            for rank in range(recipe.processes)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError("a training process died; what went wrong is printed above.")
+    return recipe.out / BEST
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a run's log.jsonl."""
+    for line in path.read_text().splitlines():
+        yield json.loads(line)

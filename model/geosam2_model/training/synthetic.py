@@ -1,0 +1,167 @@
+"""Scenes that never were: shapes cut out of one texture and laid on another.
+
+What belongs together is known exactly, which no label drawn by hand is. Textures are pieces of real
+pictures or made of noise; shapes are roofs, fields, ponds, tracks and vehicles in rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+from geosam2_model.training.augment import smooth_noise
+from geosam2_model.training.data import Picture
+
+Array = npt.NDArray[Any]
+
+
+def scene(rng: np.random.Generator, textures: Sequence[Array], size: int = 320) -> Picture:
+    """One scene with 4 to 25 objects.
+
+    Args:
+        rng: All randomness.
+        textures: (H, W, 3) uint8 pictures at least `size` / 2 wide to cut pieces from.
+        size: Side in pixels.
+    """
+    pixels = _texture(rng, textures, size).astype(np.float32)
+    labels = np.zeros((size, size), np.int32)
+    shapes = _row_of_likes(rng, size) if rng.random() < 0.25 else []
+    shapes += [_shape(rng, size) for _ in range(rng.integers(3, 14))]
+    fill = None
+    for n, (shape, alike) in enumerate(shapes, start=1):
+        if fill is None or not alike:
+            fill = _texture(rng, textures, size).astype(np.float32)
+        _lay(rng, pixels, shape, fill)
+        labels[np.asarray(shape) > 127] = n
+    image = np.clip(pixels, 0, 255).astype(np.uint8)
+    return Picture("synthetic", image, (labels,))
+
+
+def _lay(rng: np.random.Generator, pixels: Array, shape: Image.Image, fill: Array) -> None:
+    """Draw a shape with soft edges; sometimes with a shadow beside it and a rim."""
+    soft = shape.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.2))))
+    alpha = np.asarray(soft, np.float32)[..., None] / 255
+    if rng.random() < 0.35:
+        shift = tuple(int(v) for v in rng.integers(-5, 6, size=2))
+        pixels *= 1 - np.roll(alpha, shift, (0, 1)) * np.float32(rng.uniform(0.3, 0.7))
+    if rng.random() < 0.2:
+        rim = np.asarray(soft.filter(ImageFilter.MaxFilter(3)), np.float32)[..., None] / 255
+        tone = rng.uniform(0, 255, size=3).astype(np.float32)
+        pixels += (tone - pixels) * np.clip(rim - alpha, 0, 1)
+    pixels += (fill - pixels) * alpha
+
+
+def _texture(rng: np.random.Generator, textures: Sequence[Array], size: int) -> Array:
+    """A real piece, enlarged and recoloured, or noise on a plain colour: (size, size, 3)."""
+    if len(textures) and rng.random() < 0.6:
+        source = textures[int(rng.integers(len(textures)))]
+        side = int(rng.integers(size // 8, min(size, *source.shape[:2]) + 1))
+        top, left = (int(rng.integers(0, n - side + 1)) for n in source.shape[:2])
+        piece = Image.fromarray(np.ascontiguousarray(source[top : top + side, left : left + side]))
+        x = np.asarray(piece.resize((size, size), Image.Resampling.BILINEAR), np.float32)
+        tone, mean = rng.uniform(20, 235, size=3), x.mean((0, 1))
+        pull = rng.uniform(0, 0.8)
+        piece_like: Array = (x - mean) * rng.uniform(0.3, 1.1) + mean * (1 - pull) + tone * pull
+        return piece_like
+    tone = rng.uniform(15, 240, size=3)
+    x = np.broadcast_to(tone, (size, size, 3)).astype(np.float32)
+    rough = rng.normal(0, rng.uniform(1, 14), size=(size, size, 1))
+    waves = (smooth_noise(rng, size, int(rng.integers(3, 60)))[..., None] - 0.5) * rng.uniform(
+        0, 60
+    )
+    return x + rough + waves + _stripes(rng, size)
+
+
+def _stripes(rng: np.random.Generator, size: int) -> Array:
+    """Plough lines, or nothing; (size, size, 1)."""
+    if rng.random() < 0.75:
+        return np.zeros((1, 1, 1))
+    angle, period = rng.uniform(0, np.pi), rng.uniform(3, 16)
+    y, x = np.mgrid[:size, :size]
+    phase = (x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period
+    lines: Array = np.sin(phase) * rng.uniform(4, 25)
+    return lines[..., None]
+
+
+def _shape(rng: np.random.Generator, size: int) -> tuple[Image.Image, bool]:
+    """A mask and whether it keeps the last texture (always False)."""
+    image = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(image)
+    kind = rng.choice(["roof", "field", "pond", "track", "blob"], p=[0.3, 0.2, 0.2, 0.1, 0.2])
+    centre = rng.uniform(0, size, size=2)
+    reach = size * np.exp(rng.uniform(np.log(0.03), np.log(0.35)))
+    if kind == "track":
+        draw.line(_wander(rng, size), fill=255, width=int(rng.integers(4, 26)), joint="curve")
+    elif kind == "roof":
+        for corners in _roof(rng, centre, reach):
+            draw.polygon(corners, fill=255)
+    else:
+        wobble = {"field": 0.15, "pond": 0.3, "blob": 0.6}[str(kind)]
+        count = int(rng.integers(4, 7)) if kind == "field" else 40
+        draw.polygon(_loop(rng, centre, reach, count, wobble), fill=255)
+    if kind == "pond" and rng.random() < 0.3:  # an island
+        draw.polygon(_loop(rng, centre, reach * 0.3, 20, 0.3), fill=0)
+    return image, False
+
+
+def _row_of_likes(rng: np.random.Generator, size: int) -> list[tuple[Image.Image, bool]]:
+    """Equal things side by side, as in a car park or a marina."""
+    length, width = rng.uniform(10, 40), rng.uniform(6, 20)
+    angle, gap = rng.uniform(0, np.pi), rng.uniform(1.2, 2.0)
+    start = rng.uniform(0.1, 0.5, size=2) * size
+    step = np.array([np.cos(angle), np.sin(angle)]) * width * gap
+    row = []
+    for i in range(int(rng.integers(3, 12))):
+        image = Image.new("L", (size, size))
+        ImageDraw.Draw(image).polygon(_rectangle(start + i * step, width, length, angle), fill=255)
+        row.append((image, i > 0))
+    return row
+
+
+def _rectangle(
+    centre: Array, width: float, length: float, angle: float
+) -> list[tuple[float, float]]:
+    along = np.array([np.cos(angle), np.sin(angle)]) * width / 2
+    across = np.array([-np.sin(angle), np.cos(angle)]) * length / 2
+    corners = (along + across, along - across, -along - across, -along + across)
+    return [(float(p[0]), float(p[1])) for p in (centre + c for c in corners)]
+
+
+def _roof(rng: np.random.Generator, centre: Array, reach: float) -> list[list[tuple[float, float]]]:
+    """One to three joined rectangles."""
+    angle = rng.uniform(0, np.pi)
+    parts = []
+    for _ in range(int(rng.integers(1, 4))):
+        width, length = rng.uniform(0.5, 1.6, size=2) * reach
+        parts.append(_rectangle(centre + rng.uniform(-0.4, 0.4, 2) * reach, width, length, angle))
+    return parts
+
+
+def _loop(
+    rng: np.random.Generator, centre: Array, reach: float, corners: int, wobble: float
+) -> list[tuple[float, float]]:
+    """A closed outline around a centre, its radius wavering by `wobble`."""
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 2 * np.pi)
+    radius = np.ones(corners)
+    for k in range(1, 5):
+        radius += wobble / k * rng.normal() * np.cos(k * angles + rng.uniform(0, 2 * np.pi))
+    stretch = np.exp(rng.uniform(-0.6, 0.6))
+    radius = np.maximum(radius, 0.15) * reach
+    x, y = centre[0] + radius * np.cos(angles) * stretch, centre[1] + radius * np.sin(angles)
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _wander(rng: np.random.Generator, size: int) -> list[tuple[float, float]]:
+    """A road or river from one side to another."""
+    t = np.linspace(-0.1, 1.1, 24)
+    bend = sum(
+        rng.normal(0, 0.12 / k) * np.sin(np.pi * k * t + rng.uniform(0, np.pi)) for k in (1, 2, 3)
+    )
+    a, b = rng.uniform(0, 1, size=2)
+    across = a + (b - a) * t + bend
+    points = np.stack([t, across] if rng.random() < 0.5 else [across, t], axis=1) * size
+    return [(float(x), float(y)) for x, y in points]
