@@ -115,6 +115,8 @@ def prompts_in(
     Raises:
         InputError: If there is no prompt, or one is outside the image or not finite.
     """
+    if points is None and labels is not None:
+        raise InputError("labels are given without points.")
     if points is None and boxes is None and masks is None:
         raise InputError("Nothing is prompted; give points, boxes or a mask.")
     scale = torch.tensor([network[1] / image[1], network[0] / image[0]])
@@ -126,8 +128,6 @@ def prompts_in(
         if labels is not None:
             kind = torch.as_tensor(labels).long()
             kind = kind[None] if kind.ndim == 1 else kind
-    elif labels is not None:
-        raise InputError("labels are given without points.")
     if boxes is not None:
         corners = torch.as_tensor(boxes, dtype=torch.float32)
         corners = corners[None] if corners.ndim == 1 else corners
