@@ -268,7 +268,7 @@ def _write(found: geopandas.GeoDataFrame, asked: _Asked, segmenter: Segmenter) -
     if asked.preview:
         from geosam2 import viz
 
-        viz.save(viz.overlay(segmenter.scene, found), asked.preview)
+        viz.save_preview(segmenter.scene, found, asked.preview)
 
 
 def _summary(found: geopandas.GeoDataFrame) -> None:
