@@ -24,6 +24,8 @@ from geosam2.recipe import Recipe
 if TYPE_CHECKING:
     from geosam2_model import Prompts
 
+EXPLAINED = 0.02  # share of the frame; points inside found masks up to this size are skipped
+
 BoolArray = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
@@ -205,11 +207,13 @@ def _spread_order(points: NDArray[np.float32], size: int) -> NDArray[np.int_]:
 
 
 def _middles(logits: NDArray[np.int8]) -> BoolArray:
-    """Cells well inside the smallest masks: another point there would find the same again.
+    """Cells well inside small masks: another point there would find the same again.
 
-    Only firm cells (logit > 2) that lie a cell or more from the border count.
+    Only firm cells (logit > 2) that lie a cell or more from the border count. In large masks every
+    point is asked: things may lie in them that a point elsewhere does not show.
     """
-    firm = (logits > 2 * QUANTUM).astype(np.uint8)
+    small = (logits > 0).mean((1, 2)) <= EXPLAINED
+    firm = (logits[small] > 2 * QUANTUM).astype(np.uint8)
     inner = firm[:, 1:-1, 1:-1] & firm[:, :-2, 1:-1] & firm[:, 2:, 1:-1]
     inner &= firm[:, 1:-1, :-2] & firm[:, 1:-1, 2:]
     out = np.zeros(logits.shape[1:], bool)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from geosam2.parts import CELL, EAST, NORTH, SOUTH, WEST, Box, FrameKey, Layout, Part, PartKey
 from geosam2.recipe import Recipe
 
+EQUAL = 0.05  # IoUs that differ by less say the same
+
 Judge = Callable[[Part, Part], bool]
 """Given two parts of neighbouring frames: are they one object?"""
 
@@ -149,7 +151,8 @@ def links(
     if parts_a[0].frame > parts_b[0].frame:  # the same answer whichever frame is named first
         parts_a, parts_b = parts_b, parts_a
     found = evidence(parts_a, parts_b, layout, parts_a[0].frame, parts_b[0].frame)
-    agreed = set(_mutual(e for e in found if e.iou >= recipe.link_iou))
+    sizes = [p.area for p in parts_a], [p.area for p in parts_b]
+    agreed = set(_mutual([e for e in found if e.iou >= recipe.link_iou], *sizes))
     if judge is not None:
         agreed |= {
             e
@@ -162,11 +165,21 @@ def links(
     return [Link(parts_a[e.a].key, parts_b[e.b].key, e.iou) for e in ordered]
 
 
-def _mutual(found: Iterable[Evidence]) -> Iterator[Evidence]:
-    """Pairs where each is the other's best; among equals the better ranked part wins."""
+def _mutual(
+    found: Iterable[Evidence], sizes_a: Sequence[int], sizes_b: Sequence[int]
+) -> Iterator[Evidence]:
+    """Pairs where each is the other's best.
+
+    Where a shed and its yard both fill the overlap they agree equally: then like size goes first.
+    """
     best_a: dict[int, Evidence] = {}
     best_b: dict[int, Evidence] = {}
-    for e in sorted(found, key=lambda e: (-e.iou, e.a, e.b)):
+
+    def merit(e: Evidence) -> tuple[float, float, int, int]:
+        small, large = sorted((sizes_a[e.a], sizes_b[e.b]))
+        return -round(e.iou / EQUAL), -small / max(large, 1), e.a, e.b
+
+    for e in sorted(found, key=merit):
         best_a.setdefault(e.a, e)
         best_b.setdefault(e.b, e)
     return (e for e in best_a.values() if best_b[e.b] is e)

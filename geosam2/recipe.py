@@ -36,7 +36,7 @@ class Recipe:
     duplicate_iou: float = 0.7
     """Of two masks of one frame that overlap more than this, the better one stays."""
     skip_explained: bool = True
-    """Leave out points in the middle of what earlier points of the frame found."""
+    """Leave out points in the middle of small masks that earlier points of the frame found."""
     min_region: int = 64
     """Holes and islands of a mask smaller than so many network pixels are filled or removed."""
     coverage: tuple[float, ...] = (0.9, 0.8)

@@ -229,8 +229,9 @@ def _compare_block(job: Job, block: Node) -> Borders:
 
 
 def _later_neighbours(frame: FrameKey) -> list[FrameKey]:
+    """East and south. What diagonal neighbours share, those two share with both of them."""
     row, col = frame
-    return [(row, col + 1), (row + 1, col - 1), (row + 1, col), (row + 1, col + 1)]
+    return [(row, col + 1), (row + 1, col)]
 
 
 def _parts_by_frame(job: Job, block: Node) -> dict[FrameKey, list[Part]]:

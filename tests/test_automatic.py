@@ -50,12 +50,12 @@ def test_every_object_is_found_once():
 
 
 def test_points_in_the_middle_of_what_is_found_are_skipped_without_loss():
-    pixels, ids = colour_scene((256, 256), 9, seed=2, size=(40, 160))
+    pixels, ids = colour_scene((256, 256), 50, seed=2, size=(20, 44))
     lazy = find_masks(ColourOracle(), pixels, ALL, LAYOUT, (0, 0), replace(RECIPE, chunk=32))
     eager = find_masks(
         ColourOracle(), pixels, ALL, LAYOUT, (0, 0), replace(RECIPE, skip_explained=False)
     )
-    assert lazy.decoded < 0.7 * eager.decoded == 0.7 * 256
+    assert lazy.decoded < 0.9 * eager.decoded == 0.9 * 256
     assert sorted(found_ids(lazy.parts, ids)) == sorted(found_ids(eager.parts, ids))
 
 

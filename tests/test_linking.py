@@ -77,6 +77,16 @@ def test_evidence_agrees_with_counting_pixels():
     )
 
 
+def test_a_shed_that_fills_the_overlap_is_not_taken_for_its_yard():
+    yard, shed = rectangle(0, 20, 128, 220), rectangle(0, 80, 128, 150)
+    left = on_frame((0, 0), yard, shed)
+    for right in (on_frame((0, 1), yard, shed), on_frame((0, 1), shed, yard)):
+        found = links(left, right, LAYOUT, RECIPE)
+        areas = {p.key: p.area for p in (*left, *right)}
+        assert len(found) == 2
+        assert all(0.5 < areas[k.a] / areas[k.b] < 2 for k in found)
+
+
 def test_the_judge_is_asked_only_where_there_is_doubt():
     whole = rectangle(20, 40, 100, 180)
     upper, lower = rectangle(20, 40, 58, 180), rectangle(58, 40, 100, 180)
@@ -137,7 +147,7 @@ def borders_of(parts: dict, keys: list, blocks: Blocks) -> Borders:
     all_links, covers = [], []
     for r, c in keys:
         covers += compare_within(parts[r, c], LAYOUT)
-        for other in [(r, c + 1), (r + 1, c - 1), (r + 1, c), (r + 1, c + 1)]:
+        for other in [(r, c + 1), (r + 1, c)]:
             if other in parts:
                 found = compare_frames(parts[r, c], parts[other], LAYOUT, RECIPE, None)
                 all_links += found[0]

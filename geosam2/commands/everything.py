@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with the run in --folder.")
 @click.option("--keep", is_flag=True, help="Keep the run's folder when done.")
 @click.option("--dry-run", is_flag=True, help="Say frames, time and disk; do not run.")
+@click.option("--no-coverage", is_flag=True, help="Do not ask again where nothing was found.")
 @click.option("--no-judge", is_flag=True, help="Do not ask the memory where linking is in doubt.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 def command(
@@ -71,6 +72,7 @@ def command(
     resume: bool,
     keep: bool,
     dry_run: bool,
+    no_coverage: bool,
     no_judge: bool,
     overwrite: bool,
 ) -> None:
@@ -95,16 +97,19 @@ def command(
         assert output is not None
         _prompted(scene, prompts, output, model, level, overwrite)
         return
-    given = {"min_iou": min_iou, "min_stability": min_stability, "points": _points(points)}
+    coverage = () if no_coverage else None
+    given = {
+        "coverage": coverage,
+        "min_iou": min_iou,
+        "min_stability": min_stability,
+        "points": _points(points),
+    }
     choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with contextlib.ExitStack() as stack:
+        if folder is None and output is not None:
+            folder = output.with_name(output.name + ".run")
         if folder is None:
-            temporary = tempfile.TemporaryDirectory(prefix="geosam2_")
-            folder = (
-                Path(stack.enter_context(temporary))
-                if output is None
-                else output.with_name(output.name + ".run")
-            )
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geosam2_")))
         job = plan(
             scene,
             folder,

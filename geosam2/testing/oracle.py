@@ -68,7 +68,7 @@ class ColourOracle:
         unique, which = torch.unique(colours, dim=0, return_inverse=True)
         same = [(image == c[:, None, None]).all(0).float() for c in unique]
         share = F.avg_pool2d(torch.stack(same)[:, None], 4)[:, 0]
-        logits = (share - 0.5) * 16
+        logits = (share - 0.47) * 64  # firm even where a border halves a cell
         if self.wobble:
             logits = logits + self.wobble * torch.sin(7.0 * features.embedding.sum() + logits)
         background = (unique == 0).all(1)
