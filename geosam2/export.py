@@ -437,29 +437,32 @@ def _cut(geometry: shapely.Geometry) -> shapely.Geometry:
     west, _, east, _ = geometry.bounds
     if west >= -180 and east <= 180 and east - west <= 180:
         return geometry
-    if east - west > 180 and east <= 180:  # longitudes jump from 180 to -180 within it
-        geometry = shapely.transform(geometry, _unjump)
-        west, _, east, _ = geometry.bounds
-    if not geometry.is_valid:
-        geometry = shapely.make_valid(geometry)
-    pieces = []
-    for turn in range(int((west + 180) // 360), int((east + 180) // 360) + 1):
-        world = shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)
-        piece = shapely.transform(
-            geometry.intersection(world), lambda p, turn=turn: p - [360 * turn, 0]
-        )
-        parts = shapely.get_parts(piece)
-        dimension = shapely.get_dimensions(geometry)
-        pieces += [part for part in parts if shapely.get_dimensions(part) == dimension]
+    pieces = [piece for part in shapely.get_parts(geometry) for piece in _cut_part(part)]
     if len(pieces) == 1:
         return pieces[0]
     many = {0: shapely.multipoints, 1: shapely.multilinestrings, 2: shapely.multipolygons}
     return many[int(shapely.get_dimensions(geometry))](pieces)
 
 
-def _unjump(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Western longitudes of something that straddles 180 degrees, as 180..360."""
-    return points + np.column_stack([360.0 * (points[:, 0] < 0), np.zeros(len(points))])
+def _cut_part(part: shapely.Geometry) -> Iterator[shapely.Geometry]:
+    """Pieces of a single point, line or polygon within +-180 degrees."""
+    if _jumps(part):  # western longitudes of something that straddles 180 become 180..360
+        part = shapely.transform(part, lambda p: p + [360, 0] * (p[:, :1] < 0))
+        part = part if part.is_valid else shapely.make_valid(part)
+    west, _, east, _ = part.bounds
+    for turn in range(int((west + 180) // 360), int((east + 180) // 360) + 1):
+        world = shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)
+        inside = shapely.get_parts(shapely.intersection(part, world))
+        same = inside[shapely.get_dimensions(inside) == shapely.get_dimensions(part)]
+        yield from shapely.transform(same, lambda p, turn=turn: p - [360 * turn, 0])
+
+
+def _jumps(part: shapely.Geometry) -> bool:
+    """Whether an edge is longer than half the way round: it goes the other way then."""
+    rings = shapely.get_rings(part) if part.geom_type == "Polygon" else np.array([part])
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    far = np.abs(np.diff(points[:, 0])) > 180
+    return bool((far & (np.diff(ring) == 0)).any())
 
 
 def _flat(gdf: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:

@@ -26,7 +26,7 @@ def _rasterised(polygons, shape):
     return rasterio.features.rasterize(list(polygons), shape, transform=Affine.identity()) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(testing.masks())
 def test_polygonise_then_rasterise_gives_the_mask_back(mask):
     polygons, _ = _polygons(mask)
@@ -34,7 +34,7 @@ def test_polygonise_then_rasterise_gives_the_mask_back(mask):
     assert np.array_equal(_rasterised(polygons, mask.shape), mask)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(SHAPES), st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 1000]))
 def test_rings_of_any_values_are_valid_and_contain_what_is_above(shape, seed, steps):
     # few distinct values make lines pass through samples, the hard case
@@ -60,7 +60,7 @@ def test_lines_agree_with_contourpy(seed):
     assert found.symmetric_difference(shapely.make_valid(expected)).area < 0.1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(SHAPES), st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_labels_become_a_coverage(shape, seed, count):
     labels = np.random.default_rng(seed).integers(-1, count + 1, shape)

@@ -118,6 +118,24 @@ def test_geojson_is_cut_at_the_antimeridian(crs):
     assert {part.bounds[0::2] for part in found.geoms} == {(179, 180), (-180, -178)}
 
 
+def test_only_the_part_that_crosses_is_cut():
+    fiji, tonga, europe = (179, -18, 181, -16), (-176, -22, -174, -20), (0, 40, 20, 60)
+    parts = shapely.multipolygons([shapely.box(*box) for box in (fiji, tonga, europe)])
+    found = export.to_rfc7946(np.array([parts]), 4326)[0]
+    assert found.is_valid
+    assert {part.bounds[0::2] for part in found.geoms} == {
+        (179, 180),
+        (-180, -179),
+        (-176, -174),
+        (0, 20),
+    }
+
+
+def test_a_belt_around_the_world_is_not_taken_for_a_crossing():
+    belt = shapely.segmentize(shapely.box(-179, -10, 179, 10), 30)
+    assert export.to_rfc7946(np.array([belt]), 4326)[0].equals(belt)
+
+
 def test_what_ends_at_the_antimeridian_is_not_cut():
     for box in (
         shapely.box(170, 0, 180, 1),
