@@ -201,22 +201,16 @@ class DensePrompts(nn.Module):
             nn.Conv2d(c, w, 1) for c, w in zip(trunk_channels, (*widths, widths[-1]), strict=False)
         )
         self.norms = nn.ModuleList(LayerNorm2d(w) for w in widths)
-        self.lower = nn.ModuleList(
-            nn.Conv2d(w, v, 1) for v, w in itertools.pairwise(widths)
-        )
+        self.lower = nn.ModuleList(nn.Conv2d(w, v, 1) for v, w in itertools.pairwise(widths))
         self.smooth = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         self.alike = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
         self.image = nn.ModuleList(nn.Conv2d(w, w, 1) for w in widths)
         self.enter = nn.Conv2d(MAP_COUNT, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.Conv2d(v, w, 3, 2, 1) for v, w in itertools.pairwise(widths)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(v, w, 3, 2, 1) for v, w in itertools.pairwise(widths))
         self.deep = nn.Sequential(Residual(widths[2]), Residual(widths[2]))
         self.wide = Residual(widths[1])
         self.near = Residual(widths[0])
-        self.up = nn.ModuleList(
-            nn.Conv2d(w, v, 1) for v, w in itertools.pairwise(widths)
-        )
+        self.up = nn.ModuleList(nn.Conv2d(w, v, 1) for v, w in itertools.pairwise(widths))
         self.leave = nn.ModuleList(
             nn.Conv2d(w, out, 1)
             for w, out in zip(widths, (fine, middle, config.d_model), strict=True)

@@ -20,6 +20,7 @@ from geosam2_model.errors import InputError
 Positions = Literal["frame", "map"]
 Place = int | tuple[int, int]
 
+CELLS = 4  # stride-4 cells along the side of a lattice cell
 PROMPTED = -1  # age of a prompted memory: it has a temporal embedding of its own
 
 
@@ -33,17 +34,22 @@ class Memory:
     """(N, d_model) object pointer."""
     object_score: Tensor
     """(N,) logit; > 0 means the object was visible."""
+    sketch: Tensor | None = None
+    """(N, H / 4, W / 4) logits to lay on later frames, 0 where nothing is said; only for models
+    with dense prompts."""
 
     def __len__(self) -> int:
         return len(self.pointer)
 
     def __getitem__(self, rows: slice) -> Memory:
-        return Memory(self.features[rows], self.pointer[rows], self.object_score[rows])
+        sketch = None if self.sketch is None else self.sketch[rows]
+        return Memory(self.features[rows], self.pointer[rows], self.object_score[rows], sketch)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Memory:
         """Elsewhere, or with spatial features of another type (bfloat16 halves them)."""
         features = self.features.to(device, dtype or self.features.dtype)
-        return Memory(features, self.pointer.to(device), self.object_score.to(device))
+        sketch = None if self.sketch is None else self.sketch.to(device)
+        return Memory(features, self.pointer.to(device), self.object_score.to(device), sketch)
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,27 @@ class Recall:
     """Object pointers (N, d_model)."""
     times: tuple[float, ...]
     """Frames since each pointer, as a share of the longest span."""
+    sketches: tuple[tuple[Tensor, tuple[int, int]], ...] = ()
+    """Sketches of the spatial memories and their offsets, the latest last."""
 
     @property
     def layout(self) -> Hashable:
         """Recalls of the same layout can be stacked over objects."""
         shapes = tuple(x.shape[1:] for x in self.features)
-        return shapes, self.ages, self.offsets, len(self.pointers)
+        laid = tuple((x.shape[1:], offset) for x, offset in self.sketches)
+        return shapes, self.ages, self.offsets, len(self.pointers), laid
+
+    def sketch(self, height: int, width: int) -> Tensor | None:
+        """What is remembered, laid on this frame: (N, 1, height, width) logits at stride 4.
+
+        Later memories cover earlier ones; 0 where none says anything. None without sketches.
+        """
+        if not self.sketches:
+            return None
+        canvas = self.sketches[0][0].new_zeros(len(self.sketches[0][0]), height, width)
+        for piece, (row, column) in self.sketches:
+            paste(canvas, piece, row * CELLS, column * CELLS)
+        return canvas[:, None]
 
 
 class MemoryBank:
@@ -236,6 +257,8 @@ class MemoryBank:
             state[f"{i}.features"] = entry.memory.features.contiguous()
             state[f"{i}.pointer"] = entry.memory.pointer.contiguous()
             state[f"{i}.object_score"] = entry.memory.object_score.contiguous()
+            if entry.memory.sketch is not None:
+                state[f"{i}.sketch"] = entry.memory.sketch.contiguous()
         return state
 
     @classmethod
@@ -251,9 +274,14 @@ class MemoryBank:
         )
         for i in range(sum(name.endswith(".place") for name in state)):
             row, column, is_prompted, step = state[f"{i}.place"].tolist()
-            parts = (state[f"{i}.{name}"] for name in ("features", "pointer", "object_score"))
             place: Place = (row, column) if on_map else row
-            entry = Entry(Memory(*parts), place, bool(is_prompted), step)
+            memory = Memory(
+                state[f"{i}.features"],
+                state[f"{i}.pointer"],
+                state[f"{i}.object_score"],
+                state.get(f"{i}.sketch"),
+            )
+            entry = Entry(memory, place, bool(is_prompted), step)
             bank._entries[place if place not in bank else (place, step)] = entry
         bank.steps = steps
         return bank
@@ -277,7 +305,33 @@ def _recall(
         tuple((0, 0) if local else _offset(entry.place, here) for _, entry in spatial),
         tuple(entry.memory.pointer for _, entry in pointers),
         tuple(age / span for age, _ in pointers),
+        tuple(
+            (entry.memory.sketch, (0, 0) if local else _offset(entry.place, here))
+            for _, entry in sorted(spatial, key=lambda pair: pair[1].step)
+            if entry.memory.sketch is not None
+        ),
     )
+
+
+def paste(canvas: Tensor, piece: Tensor, row: int, column: int) -> None:
+    """Lay `piece` (N, h, w) on `canvas` (N, H, W) at a row and column, which may be outside.
+
+    Zeros of the piece are left out.
+
+    >>> canvas = torch.zeros(1, 2, 3)
+    >>> paste(canvas, torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), -1, 2)
+    >>> canvas
+    tensor([[[0., 0., 3.],
+             [0., 0., 0.]]])
+    """
+    (height, width), (h, w) = canvas.shape[-2:], piece.shape[-2:]
+    top, left = max(0, row), max(0, column)
+    bottom, right = min(height, row + h), min(width, column + w)
+    if top >= bottom or left >= right:
+        return
+    part = piece[..., top - row : bottom - row, left - column : right - column]
+    below = canvas[..., top:bottom, left:right]
+    canvas[..., top:bottom, left:right] = torch.where(part != 0, part, below)
 
 
 def stack_recalls(recalls: list[Recall]) -> tuple[Recall, Tensor]:
@@ -289,4 +343,8 @@ def stack_recalls(recalls: list[Recall]) -> tuple[Recall, Tensor]:
         return first, times
     features = tuple(torch.cat(x) for x in zip(*(r.features for r in recalls), strict=True))
     pointers = tuple(torch.cat(x) for x in zip(*(r.pointers for r in recalls), strict=True))
-    return replace(first, features=features, pointers=pointers), times
+    sketches = tuple(
+        (torch.cat([piece for piece, _ in same]), same[0][1])
+        for same in zip(*(r.sketches for r in recalls), strict=True)
+    )
+    return replace(first, features=features, pointers=pointers, sketches=sketches), times

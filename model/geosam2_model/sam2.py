@@ -31,6 +31,7 @@ from geosam2_model.neck import ImageEncoder
 from geosam2_model.ops import MLP, rows_for, sine_positions, sine_times
 from geosam2_model.prompt_encoder import PromptEncoder, Prompts
 
+SKETCH = 12.0  # logits that are laid on later frames are held within this
 ABSENT = -1024.0  # logit of every pixel where the object is not on the frame
 
 
@@ -48,6 +49,9 @@ class ImageFeatures:
     """(N, d_model, H / 16, W / 16), the embedding of each object after memory attention."""
     trunk: tuple[Tensor, ...] | None = None
     """Maps at stride 4, 8 and 16 that dense prompts look into; only for models that have them."""
+    recalled: Tensor | None = None
+    """(N, 1, H / 4, W / 4) logits from memory, laid where they belong on this frame; stand in for
+    a mask prompt. Only for models with dense prompts."""
     pixels_small: Tensor | None = None
     """(B, 3, H / 4, W / 4) normalised RGB; kept for models with dense prompts only."""
 
@@ -62,7 +66,7 @@ class ImageFeatures:
         """Flat tensors under fixed names, for safetensors; the input size follows from them."""
         named = {"embedding": self.embedding, "high_res.0": self.high_res[0]}
         named |= {"high_res.1": self.high_res[1], "pixels_small": self.pixels_small}  # type: ignore[dict-item]
-        named["conditioned"] = self.conditioned  # type: ignore[assignment]
+        named |= {"conditioned": self.conditioned, "recalled": self.recalled}  # type: ignore[dict-item]
         named |= {f"trunk.{i}": x for i, x in enumerate(self.trunk or ())}
         return {k: v for k, v in named.items() if v is not None}
 
@@ -77,6 +81,7 @@ class ImageFeatures:
             (16 * height, 16 * width),
             tensors.get("conditioned"),
             trunk or None,
+            tensors.get("recalled"),
             tensors.get("pixels_small"),
         )
 
@@ -221,6 +226,8 @@ class SAM2(nn.Module):
         """All four masks of N objects, before `decode` chooses among them; training wants each."""
         prompts = self._prompts_for(features, prompts)
         index = prompts.image_index
+        if prompts.masks is None and features.recalled is not None:
+            prompts = replace(prompts, masks=features.recalled)
         if features.conditioned is None:
             image = rows_for(features.embedding + self.no_mem_embed[0, 0, :, None, None], index)
         else:
@@ -283,15 +290,25 @@ class SAM2(nn.Module):
             groups[recall.layout].append((i, recall))
         image = rows_for(features.embedding, image_index)
         parts: list[Tensor] = [image] * len(banks)
+        sketches: list[Tensor | None] = [None] * len(banks)
+        height, width = features.size[0] // 4, features.size[1] // 4
         for members in groups.values():
             numbers, recalls = zip(*members, strict=True)
-            memory = self._tokens(*stack_recalls(list(recalls)))
+            stacked, times = stack_recalls(list(recalls))
+            memory = self._tokens(stacked, times)
             rows = image if len(image) == 1 or len(banks) == 1 else image[list(numbers)]
             seen = self.memory_attention(rows, memory)
             sizes = [len(r.features[0]) for r in recalls]
             for i, part in zip(numbers, seen.split(sizes), strict=True):
                 parts[i] = part
-        return replace(features, conditioned=parts[0] if len(parts) == 1 else torch.cat(parts))
+            laid = stacked.sketch(height, width)
+            for i, piece in zip(
+                numbers, () if laid is None else torch.split(laid, sizes), strict=False
+            ):
+                sketches[i] = piece
+        known = [piece for piece in sketches if piece is not None]
+        recalled = torch.cat(known).to(self.device) if len(known) == len(banks) else None
+        return replace(features, conditioned=torch.cat(parts), recalled=recalled)
 
     def _tokens(self, recall: Recall, times: Tensor) -> Tokens:
         """Memories and pointers as keys of memory attention."""
@@ -356,7 +373,13 @@ class SAM2(nn.Module):
         memory = self.memory_encoder(image, share.to(self.dtype))
         if self.config.occlusion_embedding:
             memory = memory + ~present * self.no_obj_embed_spatial[:, :, None, None]
-        return Memory(memory, out.pointer, out.object_score)
+        if not self.config.dense_prompts:
+            return Memory(memory, out.pointer, out.object_score)
+        quarter = (features.size[0] // 4, features.size[1] // 4)
+        sketch = F.interpolate(logits[:, None].detach().float(), quarter, mode="bilinear")[:, 0]
+        # where the object was not seen, nothing is said about where it is now
+        sketch = torch.where(present[:, 0], sketch.clamp(-SKETCH, SKETCH), 0.0)
+        return Memory(memory, out.pointer, out.object_score, sketch)
 
     def adopt(self, features: ImageFeatures, masks: Tensor) -> Decoded:
         """Take masks as the truth: logits are +-10 and only the object pointer is computed.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from geosam2_model.memory_bank import MemoryBank
+from geosam2_model.memory_bank import MemoryBank, paste
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.sam2 import SAM2, ImageFeatures
 from geosam2_model.training import augment, data
@@ -205,15 +205,9 @@ def overlap_logits(
     said: list[Tensor], places: tuple[tuple[int, int], ...], size: tuple[int, int]
 ) -> Tensor:
     """Logits of earlier windows on the last window's grid, 0 where none reaches: (N, 1, h, w)."""
-    h, w = size[0] // 4, size[1] // 4
-    known = said[0].new_zeros(len(said[0]), h, w)
+    known = said[0].new_zeros(len(said[0]), size[0] // 4, size[1] // 4)
     here = places[-1]
     for logits, place in zip(said, places[:-1], strict=True):
         down, right = ((p - q) * CELL // 4 for p, q in zip(place, here, strict=True))
-        if abs(down) >= h or abs(right) >= w:
-            continue
-        rows = slice(max(0, down), h + min(0, down))
-        columns = slice(max(0, right), w + min(0, right))
-        source = logits[:, max(0, -down) : h + min(0, -down), max(0, -right) : w + min(0, -right)]
-        known[:, rows, columns] = source
+        paste(known, logits, down, right)
     return F.hardtanh(known, -12.0, 12.0)[:, None]
