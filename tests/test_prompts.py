@@ -1,0 +1,227 @@
+"""Map to network pixels, and mistakes that people make with coordinates."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from pyproj import CRS, Transformer
+
+from geosam2.errors import PromptError
+from geosam2.prompts import (
+    MASK_LOGIT,
+    FramePrompt,
+    Prompt,
+    as_prompts,
+    locate,
+    network_box,
+    network_mask,
+    network_points,
+    network_prompts,
+    read_prompts,
+)
+
+UTM = CRS("EPSG:32633")
+SCENE = SimpleNamespace(crs=UTM, bounds=(500_000.0, 4_598_720.0, 501_280.0, 4_600_000.0))
+
+
+def frame(size=64, cell=2.0, valid=None):
+    geobox = GeoBox((size, size), Affine(cell, 0, 500_000, 0, -cell, 4_600_000), "EPSG:32633")
+    return SimpleNamespace(
+        geobox=geobox, valid=np.ones((size, size), bool) if valid is None else valid
+    )
+
+
+def test_the_centre_of_a_pixel_is_a_whole_number_for_the_network():
+    """The map point in the middle of pixel (column 3, row 5) is (3, 5), not (3.5, 5.5)."""
+    points = network_points(((500_000 + 3.5 * 2, 4_600_000 - 5.5 * 2),), frame())
+    assert points.tolist() == [[3.0, 5.0]]
+
+
+@given(st.floats(0, 63.9), st.floats(0, 63.9))
+def test_pixel_to_map_to_pixel(column, row):
+    there = (500_000 + (column + 0.5) * 2, 4_600_000 - (row + 0.5) * 2)
+    back = network_points((there,), frame())[0]
+    assert np.allclose(back, (column, row), atol=1e-4)  # float32
+
+
+@given(st.floats(14.7, 15.3), st.floats(41, 42))
+def test_crs_round_trip(lon, lat):
+    prompt = Prompt(points=((lon, lat),), crs=4326)
+    back = prompt.to_crs(32633).to_crs(4326)
+    # 1e-6 of a 2 m pixel is 2e-6 m, about 2e-11 degrees
+    assert np.allclose(back.points, prompt.points, rtol=0, atol=2e-11)
+
+
+def test_a_box_is_clipped_to_the_frame():
+    box = network_box((499_000, 4_599_990, 500_010, 4_601_000), frame())
+    assert box.tolist() == [-0.5, -0.5, 4.5, 4.5]
+
+
+def test_a_drawn_mask_becomes_logits_of_its_share_of_each_cell():
+    half = shapely.box(500_000, 4_599_000, 500_000 + 6 * 2, 4_601_000)  # a cell and a half wide
+    logits = network_mask(half, frame())
+    assert logits.shape == (16, 16)
+    assert logits[0, :3].tolist() == [MASK_LOGIT, 0.0, -MASK_LOGIT]
+
+
+def test_prompts_of_different_lengths_are_padded():
+    a = FramePrompt(((500_010, 4_599_990),), (1,))
+    b = FramePrompt(((500_010, 4_599_990), (500_020, 4_599_980)), (1, 0))
+    batch = network_prompts([a, b], frame())
+    assert batch.labels.tolist() == [[1, -1], [1, 0]]
+    assert batch.boxes is None
+    assert batch.masks is None
+
+
+def test_a_click_on_nodata_is_refused():
+    valid = np.ones((64, 64), bool)
+    valid[5, 3] = False
+    with pytest.raises(PromptError, match="Click where there are pixels"):
+        network_prompts([FramePrompt(((500_007, 4_599_989),), (1,))], frame(valid=valid))
+    # a background click there does no harm
+    network_prompts([FramePrompt(((500_007, 4_599_989),), (0,))], frame(valid=valid))
+
+
+def test_only_points_on_the_frame_are_said():
+    prompt = Prompt(points=((500_010, 4_599_990), (501_000, 4_599_000)), labels=(1, 0))
+    assert FramePrompt.of(prompt, frame()).labels == (1,)
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda: Prompt(), "give at least one of them"),
+        (lambda: Prompt(points=((float("nan"), 1),)), "not finite"),
+        (lambda: Prompt(points=((float("inf"), 1),)), "not finite"),
+        (lambda: Prompt(points=((1, 1),), labels=(2,)), "use 1 for foreground"),
+        (lambda: Prompt(points=((1, 1),), labels=(1, 0)), "one label"),
+        (lambda: Prompt(box=(2, 0, 1, 1)), "the order is left, bottom, right, top"),
+        (lambda: Prompt(box=(0, 0, float("nan"), 1)), "not finite"),
+        (lambda: Prompt(mask=shapely.Polygon()), "give a polygon with an area"),
+        (lambda: Prompt(points=((1, 1),), crs="EPSG:nothing"), "use for example 'EPSG:4326'"),
+        (lambda: Prompt(points=((0, 91),), crs=4326).to_crs(3857), "has no place in EPSG:3857"),
+        (lambda: as_prompts([(1, 2, 3)]), r"want \(x, y\)"),
+        (lambda: as_prompts([(1, 2)], [[1], [0]]), "nest labels as points are"),
+    ],
+)
+def test_mistakes_name_the_remedy(make, remedy):
+    with pytest.raises(PromptError, match=remedy):
+        make()
+
+
+def degrees(x, y):
+    return Transformer.from_crs(UTM, 4326, always_xy=True).transform(x, y)
+
+
+def mercator(x, y):
+    return Transformer.from_crs(UTM, 3857, always_xy=True).transform(x, y)
+
+
+@pytest.mark.parametrize(
+    ("point", "crs", "remedy"),
+    [
+        (degrees(500_500, 4_599_500), None, "pass crs='EPSG:4326'"),
+        (
+            degrees(500_500, 4_599_500)[::-1],
+            4326,
+            "longitude. comes first, and pass crs='EPSG:4326'",
+        ),
+        (mercator(500_500, 4_599_500), None, "pass crs='EPSG:3857'"),
+        ((500_500, 4_599_500), 3857, "In EPSG:32633 it would be inside"),
+        ((1.0, 2.0), None, "Pass crs= if it is not in the scene's CRS"),
+    ],
+)
+def test_outside_says_in_which_crs_it_would_be_inside(point, crs, remedy):
+    with pytest.raises(PromptError, match=remedy) as error:
+        locate(Prompt(points=(point,), crs=crs), SCENE)
+    assert "500000, 4598720, 501280, 4600000; EPSG:32633" in str(error.value)
+
+
+def test_inside_is_moved_to_the_scenes_crs():
+    found = locate(Prompt(points=(degrees(500_500, 4_599_500),), crs=4326), SCENE)
+    assert found.crs == UTM
+    assert np.allclose(found.points, ((500_500, 4_599_500),), atol=1e-5)
+
+
+def test_a_scene_without_crs_takes_pixels_only():
+    picture = SimpleNamespace(crs=None, bounds=(0.0, -100.0, 200.0, 0.0))
+    assert locate(Prompt(points=((10, -20),)), picture).points == ((10, -20),)
+    with pytest.raises(PromptError, match="no crs="):
+        locate(Prompt(points=((10, -20),), crs=4326), picture)
+    with pytest.raises(PromptError, match="column, row pixel coordinates"):
+        locate(Prompt(points=((1000, -20),)), picture)
+
+
+def test_json_round_trip_keeps_everything():
+    prompt = Prompt(
+        points=((1.5, 2.25), (3, 4)),
+        labels=(1, 0),
+        box=(0, 0, 5, 5),
+        mask=shapely.box(1, 1, 2, 2),
+        crs="EPSG:32633",
+        object_id=7,
+    )
+    assert Prompt.from_json(json.loads(json.dumps(prompt.to_json()))) == prompt
+
+
+def test_layers_bring_their_crs():
+    points = geopandas.GeoSeries(
+        [shapely.Point(1, 2), shapely.MultiPoint([(3, 4), (5, 6)])], crs=3857
+    )
+    found = as_prompts(points)
+    assert [p.points for p in found] == [((1, 2),), ((3, 4), (5, 6))]
+    assert {p.crs for p in found} == {CRS(3857)}
+    assert [p.object_id for p in found] == [1, 2]
+
+
+def test_a_prompts_file_groups_features_by_object(tmp_path):
+    def feature(geometry, **properties):
+        return {"type": "Feature", "properties": properties, "geometry": geometry}
+
+    def point(x, y):
+        return {"type": "Point", "coordinates": [x, y]}
+
+    square = shapely.geometry.mapping(shapely.box(0, 0, 1, 1))
+    features = [
+        feature(point(1, 2), object=5),
+        feature(point(3, 4), object=5, label=0),
+        feature(square, kind="box"),
+        feature(square),
+    ]
+    path = tmp_path / "prompts.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    found = read_prompts(path)
+    assert (found[0].object_id, found[0].labels) == (5, (1, 0))
+    assert found[1].box == (0, 0, 1, 1)
+    assert found[2].mask is not None
+    assert all(prompt.crs == CRS(4326) for prompt in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("", "not a readable GeoJSON"),
+        ("[]", "want a FeatureCollection"),
+        ('{"type": "FeatureCollection", "features": []}', "put at least one point in it"),
+        ('{"type": "Feature", "geometry": null, "properties": null}', "no usable geometry"),
+        (
+            '{"type": "Feature", "properties": {}, '
+            '"geometry": {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}}',
+            "use points and polygons",
+        ),
+    ],
+)
+def test_a_bad_prompts_file_is_explained(tmp_path, text, remedy):
+    path = tmp_path / "prompts.geojson"
+    path.write_text(text)
+    with pytest.raises(PromptError, match=remedy):
+        read_prompts(path)
