@@ -226,14 +226,16 @@ def crs_text(crs: CRS) -> str:
     return crs.to_wkt()
 
 
-def ladder(shape: tuple[int, int], smallest: int = 256) -> list[int]:
+def ladder(shape: tuple[int, int], smallest: int = 256, largest: int = 16) -> list[int]:
     """Decimations 1, 2, 4 ... until the longer side of `shape` would fall below `smallest`.
+
+    No more than `largest`: one frame of 512 px at 1/16 already reads 67 million stored pixels.
 
     >>> ladder((900, 1100))
     [1, 2, 4]
     """
     steps = [1]
-    while max(shape) / (steps[-1] * 2) >= smallest:
+    while max(shape) / (steps[-1] * 2) >= smallest and steps[-1] < largest:
         steps.append(steps[-1] * 2)
     return steps
 

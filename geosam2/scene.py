@@ -185,10 +185,9 @@ class Scene:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _measure(self) -> Stretch:
-        """2nd to 98th percentile per band over the coarsest level that still shows texture."""
-        level = next(
-            (one for one in reversed(self.levels) if max(one.extent[2:]) >= 512), self.levels[0]
-        )
+        """2nd to 98th percentile per band over the coarsest stored level that shows texture."""
+        stored = [one for one in self.levels if self.reader.stored(one)] or [self.levels[0]]
+        level = next((one for one in reversed(stored) if max(one.extent[2:]) >= 512), stored[0])
         raws = [self.reader.read(level, window) for window in sample_windows(level.extent)]
         count = raws[0].pixels.shape[0]
         samples = [np.concatenate([raw.pixels[b][raw.valid] for raw in raws]) for b in range(count)]
@@ -293,6 +292,35 @@ class Scene:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
+    def thumbnail(self, size: int = 384) -> Frame:
+        """The working area at the finest level whose longer side is at most twice `size`."""
+        fitting = [one for one in self.levels if max(self.window(one)[2:]) <= 2 * size]
+        level = fitting[0] if fitting else self.levels[-1]
+        window = self.window(level)
+        step = -(-max(window.height, window.width) // size)
+        frame = self.read(level.geobox(window))
+        pixels, valid = frame.pixels[:, ::step, ::step], frame.valid[::step, ::step]
+        return Frame(pixels, valid, frame.geobox.zoom_to(valid.shape))
+
+    def thumbnail_png(self, size: int = 384) -> bytes:
+        """The thumbnail as a PNG file, transparent where there is no data."""
+        import io
+
+        from PIL import Image
+
+        frame = self.thumbnail(size)
+        alpha = np.where(frame.valid, 255, 0).astype(np.uint8)
+        image = Image.fromarray(np.dstack([*frame.pixels, alpha]))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        """Table, thumbnail and footprint for notebooks."""
+        from geosam2.sources.html import scene_html
+
+        return scene_html(self)
+
     def _read_window(
         self, level: Level, window: Window, geobox: GeoBox, index: FrameIndex | None
     ) -> Frame:
@@ -303,8 +331,10 @@ class Scene:
             raw = self.reader.read(level, inside)
             row, col = inside.row - window.row, inside.col - window.col
             rows, cols = slice(row, row + inside.height), slice(col, col + inside.width)
-            # what is no data is black, whatever the file stores under its mask
-            np.multiply(self.stretch.apply(raw.pixels), raw.valid, out=pixels[:, rows, cols])
+            self.stretch.apply(raw.pixels, out=pixels[:, rows, cols])
+            if not raw.valid.all():
+                # what is no data is black, whatever the file stores under its mask
+                pixels[:, rows, cols] *= raw.valid
             valid[rows, cols] = raw.valid
         return Frame(pixels, valid, geobox, level, (window.row, window.col), index)
 

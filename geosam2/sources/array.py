@@ -79,6 +79,10 @@ class ArraySource(Source):
             self._signature = hashlib.sha256(text.encode()).hexdigest()
         return self._signature
 
+    def stored(self, level: Level) -> bool:
+        """See `Source.stored`."""
+        return self._steps[level.index] == 1
+
     def details(self) -> dict[str, Any]:
         """See `Source.details`."""
         chunks = getattr(self._array, "chunks", None)

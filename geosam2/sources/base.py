@@ -60,6 +60,10 @@ class Source(ABC):
             SourceError: If they cannot be read.
         """
 
+    def stored(self, level: Level) -> bool:
+        """True if a level is read as stored, False if it is averaged while reading."""
+        return True
+
     def requests(self, level: Level, windows: Iterable[Window]) -> int:
         """How many network requests reading these windows takes at most; 0 for local imagery."""
         return 0

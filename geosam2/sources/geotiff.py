@@ -145,6 +145,10 @@ class GeoTiffSource(Source):
             self._signature = hashlib.sha256(text.encode()).hexdigest()
         return self._signature
 
+    def stored(self, level: Level) -> bool:
+        """See `Source.stored`."""
+        return self._bases[level.index].step == 1 and self._facts.warp is None
+
     def details(self) -> dict[str, Any]:
         """See `Source.details`."""
         facts = self._facts
@@ -525,7 +529,8 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
     native = Level.at_corner(left, top, facts.resolution, facts.shape, crs=crs, gsd=gsd)
     levels: list[Level] = []
     bases: list[_Base] = []
-    steps = sorted({*ladder(facts.shape), *(_power(f) for f, _, _ in stored)})
+    largest = 16 * _power(stored[-1][0])
+    steps = sorted({*ladder(facts.shape, largest=largest), *(_power(f) for f, _, _ in stored)})
     for wanted in steps:
         factor, shape, overview = [s for s in stored if s[0] <= wanted * 1.25][-1]
         step = max(1, round(wanted / factor))

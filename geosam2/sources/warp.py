@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
 from odc.geo.geobox import GeoBox
-from pyproj import CRS
+from pyproj import CRS, Transformer
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from geosam2.scene import Frame, Scene
 
 _MARGIN = 2  # source pixels around the grid that bilinear weights may reach
+_POINTS = 33  # along each side of the grid, to find its bounds in another CRS
 _LARGEST = 64 * 2**20  # source pixels that one grid may take
 
 
@@ -34,8 +34,8 @@ def read_warped(scene: Scene, geobox: GeoBox) -> Frame:
         raise GeoreferenceError(
             f"{scene.name} or the grid has no CRS: only grids of the scene's own pixels can be read"
         )
-    needed = _footprint(scene.crs, geobox)
-    level = _level_of(scene, needed, geobox)
+    needed, cell = _footprint(scene.crs, geobox)
+    level = _level_of(scene, cell)
     inner = level.window_of(needed)
     window = Window(
         inner.row - _MARGIN,
@@ -49,6 +49,7 @@ def read_warped(scene: Scene, geobox: GeoBox) -> Frame:
             "level: ask for a smaller one"
         )
     frame = scene.read(level.geobox(window))
+    scale = min(1.0, level.cell_size / cell)
     pixels = np.zeros((3, *geobox.shape), np.uint8)
     valid = np.zeros(geobox.shape, np.uint8)
     grids = {
@@ -56,6 +57,9 @@ def read_warped(scene: Scene, geobox: GeoBox) -> Frame:
         "src_crs": str(frame.geobox.crs),
         "dst_transform": geobox.affine,
         "dst_crs": str(geobox.crs),
+        # grid pixels per source pixel; GDAL's own guess depends on the window that is read
+        "XSCALE": scale,
+        "YSCALE": scale,
     }
     mask = frame.valid.astype(np.uint8)
     reproject(mask, valid, resampling=Resampling.nearest, **grids)
@@ -63,20 +67,27 @@ def read_warped(scene: Scene, geobox: GeoBox) -> Frame:
     return Frame(pixels * valid, valid.astype(bool), geobox)
 
 
-def _footprint(crs: CRS, geobox: GeoBox) -> tuple[float, float, float, float]:
-    """Bounds of a grid in the scene's CRS."""
-    outline = geobox.extent.to_crs(OdcCRS(crs.to_wkt()), resolution=geobox.resolution.x * 16)
-    box = outline.boundingbox
-    if not np.isfinite([*box]).all():
-        raise GeoreferenceError(f"a grid in {geobox.crs} has no place in the scene's CRS")
-    left, bottom, right, top = box.bbox
-    return left, bottom, right, top
+def _footprint(crs: CRS, geobox: GeoBox) -> tuple[tuple[float, float, float, float], float]:
+    """Bounds of a grid and the side of its pixels, in the scene's CRS.
+
+    Points all over the grid are looked at: its borders may bulge.
+    """
+    height, width = geobox.shape
+    rows, cols = np.meshgrid(np.linspace(0, height, _POINTS), np.linspace(0, width, _POINTS))
+    a = geobox.affine
+    xs, ys = a.a * cols + a.b * rows + a.c, a.d * cols + a.e * rows + a.f
+    source = CRS.from_wkt(geobox.crs.to_wkt()) if geobox.crs is not None else crs
+    x, y = Transformer.from_crs(source, crs, always_xy=True).transform(xs, ys)
+    if not np.isfinite([x, y]).all():
+        raise GeoreferenceError(f"the grid in {geobox.crs} has no place in the scene's CRS")
+    # sides of the quadrangles between the points, and from them the mean area of a pixel
+    along, down = np.diff([x, y], axis=1)[:, :, :-1], np.diff([x, y], axis=2)[:, :-1, :]
+    area = np.abs(along[0] * down[1] - along[1] * down[0]).mean()
+    cell = float(np.sqrt(area * (_POINTS - 1) ** 2 / (height * width)))
+    return (float(x.min()), float(y.min()), float(x.max()), float(y.max())), cell
 
 
-def _level_of(scene: Scene, needed: tuple[float, float, float, float], geobox: GeoBox) -> Level:
+def _level_of(scene: Scene, cell: float) -> Level:
     """Coarsest level that still has a pixel for each of the grid's."""
-    left, bottom, right, top = needed
-    pixels = geobox.shape[0] * geobox.shape[1]
-    cell = ((right - left) * (top - bottom) / pixels) ** 0.5
     fine_enough = [level for level in scene.levels if level.cell_size <= cell * 1.01]
     return fine_enough[-1] if fine_enough else scene.levels[0]

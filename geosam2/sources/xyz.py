@@ -137,7 +137,8 @@ class XyzSource(Source):
             return 0
         grids = [window.coarsened(self._side) for window in windows]
         if len(grids) == 1:
-            return grids[0].height * grids[0].width
+            # at coarse zooms the map goes round within a window
+            return min(grids[0].height * grids[0].width, 1 << 2 * self._zooms[level.index])
         return len(
             {
                 (row, col)

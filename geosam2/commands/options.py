@@ -1,0 +1,93 @@
+"""Options that every command which opens a scene has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from geosam2.scene import Scene
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NAMES = ("bands", "stretch", "bounds", "bounds_crs", "crs", "pixel_coordinates")
+_TILES = ("min_zoom", "max_zoom", "tile_size", "max_tiles")
+
+
+def scene_options(command: F) -> F:
+    """Add the options; their values go to `scene_from` as they are."""
+    for add in reversed(
+        [
+            click.option(
+                "--bands", metavar="R,G,B", help="Bands by number (from 1) or name, or one band."
+            ),
+            click.option(
+                "--stretch",
+                metavar="LOW,HIGH",
+                help='Stored values that become black and white; or "percentile", or "none".',
+            ),
+            click.option(
+                "--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="Working area; default: all."
+            ),
+            click.option("--bounds-crs", metavar="CRS", help="CRS of --bounds; default: SRC's."),
+            click.option("--crs", metavar="CRS", help="CRS of imagery that does not say its own."),
+            click.option(
+                "--pixel-coordinates", is_flag=True, help="Open a picture without georeference."
+            ),
+            click.option("--min-zoom", type=int, help="Coarsest zoom of tiles."),
+            click.option("--max-zoom", type=int, help="Finest zoom of tiles."),
+            click.option("--tile-size", type=int, help="Pixels along the side of a tile."),
+            click.option(
+                "--max-tiles", type=int, default=4096, show_default=True, help="Never fetch more."
+            ),
+        ]
+    ):
+        command = add(command)
+    return command
+
+
+def scene_from(src: str, options: dict[str, Any]) -> Scene:
+    """Scene that SRC and the options of `scene_options` describe.
+
+    Raises:
+        click.BadParameter: If --bounds or --stretch are not numbers.
+    """
+    from geosam2.scene import open_scene
+
+    chosen: dict[str, Any] = {name: options.get(name) for name in (*_NAMES, *_TILES)}
+    chosen["bands"] = _bands(chosen["bands"])
+    chosen["stretch"] = _stretch(chosen["stretch"])
+    if chosen["bounds"]:
+        chosen["bounds"] = _numbers(chosen["bounds"], 4, "--bounds")
+    chosen["max_tiles"] = options.get("max_tiles") or 4096
+    return open_scene(src, **chosen)
+
+
+def _bands(text: str | None) -> list[int | str] | None:
+    """
+    >>> _bands("4,3,2"), _bands("nir,red,green")
+    ([4, 3, 2], ['nir', 'red', 'green'])
+    """
+    if not text:
+        return None
+    return [int(part) if part.strip().isdigit() else part.strip() for part in text.split(",")]
+
+
+def _stretch(text: str | None) -> Any:
+    if not text or text in ("percentile", "none"):
+        return text or None
+    return _numbers(text, 2, "--stretch")
+
+
+def _numbers(text: str, count: int, option: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise click.BadParameter(
+            f"{count} numbers with commas between them are needed, got {text!r}", param_hint=option
+        )
+    return numbers
