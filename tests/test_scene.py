@@ -141,7 +141,7 @@ def test_another_grid_is_warped_as_rasterio_does(scene: Scene, path: Path) -> No
     inner = frame.valid & (expected > 0).all(axis=0)
     assert 0.7 < inner.mean() < 1
     difference = np.abs(frame.pixels[:, inner].astype(int) - expected[:, inner])
-    assert np.quantile(difference, 0.99) <= 2
+    assert difference.mean() < 1, "of noise: a pixel too far or a filter too wide give 6 and more"
     assert not frame.valid[0].any(), "beyond the scene"
 
 

@@ -12,7 +12,8 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -58,6 +59,14 @@ class Service:
             )
 
 
+class _Answer(NamedTuple):
+    """What is left of a response when its connection is free again."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
 class Fetcher:
     """Gets URLs of one service; safe in threads."""
 
@@ -97,19 +106,19 @@ class Fetcher:
     def _ask(self, url: str, known: Entry | None) -> Entry:
         """Entry for a URL, tried several times; a stale one is better than none."""
         for attempt in range(self.service.retries + 1):
-            _pace(httpx.URL(url).host, self.service.rate)
+            _pace(urlsplit(url).netloc, self.service.rate)
             try:
                 answer = self._send(url, known)
             except httpx.HTTPError as error:
                 reason, wait = _no_answer(error), self._delay(attempt)
             else:
-                if answer.status_code == 304 and known is not None:
+                if answer.status == 304 and known is not None:
                     return replace(known, expires=_expiry(answer))
-                if answer.status_code in (200, 204, 404):
+                if answer.status in (200, 204, 404):
                     return _entry(answer)
-                if answer.status_code not in (429, 500, 502, 503, 504):
-                    raise self._error(url, f"HTTP {answer.status_code}", _remedy(answer))
-                reason, wait = f"HTTP {answer.status_code}", self._wait_for(answer, attempt, url)
+                if answer.status not in (429, 500, 502, 503, 504):
+                    raise self._error(url, f"HTTP {answer.status}", _remedy(answer))
+                reason, wait = f"HTTP {answer.status}", self._wait_for(answer, attempt, url)
             if attempt < self.service.retries:
                 log.info("%s from %s, again in %.1f s", reason, self._door.public, wait)
                 time.sleep(wait)
@@ -121,7 +130,7 @@ class Fetcher:
             url, f"{reason} after {tries} tries", "Try later, or lower rate= and concurrency="
         )
 
-    def _send(self, url: str, known: Entry | None) -> httpx.Response:
+    def _send(self, url: str, known: Entry | None) -> _Answer:
         conditions = {}
         if known is not None and known.etag:
             conditions["If-None-Match"] = known.etag
@@ -133,12 +142,7 @@ class Fetcher:
                 body += piece
                 if len(body) > _LARGEST:
                     raise self._error(url, "more than 16 MiB", "Is this the URL of tiles?")
-            # the parts that matter later, without the open connection
-            return httpx.Response(
-                answer.status_code,
-                headers=[(k, v) for k, v in answer.headers.items() if k in _KEPT],
-                content=bytes(body),
-            )
+            return _Answer(answer.status_code, answer.headers, bytes(body))
 
     def _connection(self) -> httpx.Client:
         with self._lock:
@@ -160,14 +164,14 @@ class Fetcher:
         jitter = 1 + random.random() / 4  # noqa: S311 - to spread clients, not to keep secrets
         return float(self.service.backoff * 2**attempt * jitter)
 
-    def _wait_for(self, answer: httpx.Response, attempt: int, url: str) -> float:
+    def _wait_for(self, answer: _Answer, attempt: int, url: str) -> float:
         asked = _retry_after(answer.headers.get("retry-after"))
         if asked is None:
             return self._delay(attempt)
         if asked > self.service.patience:
             raise self._error(
                 url,
-                f"HTTP {answer.status_code}, and the server asks to wait {asked:.0f} s",
+                f"HTTP {answer.status}, and the server asks to wait {asked:.0f} s",
                 "Try later, or lower rate=",
             )
         return asked
@@ -190,7 +194,6 @@ class Fetcher:
 
 
 _USER_AGENT = f"geosam2/{__version__} (+https://github.com/geosam2/geosam2)"
-_KEPT = ("etag", "last-modified", "cache-control", "retry-after", "content-type")
 
 # One bucket per host for the whole process, however many scenes read from it.
 _hosts: dict[str, tuple[float, float]] = {}
@@ -217,17 +220,17 @@ def _cache_folder(given: str | Path) -> Path:
     return Path(root) / "tiles"
 
 
-def _entry(answer: httpx.Response) -> Entry:
-    found = answer.status_code == 200
+def _entry(answer: _Answer) -> Entry:
+    found = answer.status == 200
     return Entry(
-        answer.content if found else b"",
+        answer.body if found else b"",
         answer.headers.get("etag", "") if found else "",
         answer.headers.get("last-modified", "") if found else "",
         _expiry(answer),
     )
 
 
-def _expiry(answer: httpx.Response) -> float:
+def _expiry(answer: _Answer) -> float:
     """When to ask again: what the server says, at least an hour, else a week."""
     age = _WEEK
     for part in answer.headers.get("cache-control", "").split(","):
@@ -264,7 +267,7 @@ def _no_answer(error: httpx.HTTPError) -> str:
     return f"broken answer ({type(error).__name__})"
 
 
-def _remedy(answer: httpx.Response) -> str:
-    if answer.status_code in (401, 403):
+def _remedy(answer: _Answer) -> str:
+    if answer.status in (401, 403):
         return "The service refuses: check the key, the Referer or the terms of use"
     return "Check the template of the URL"
