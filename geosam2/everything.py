@@ -26,9 +26,9 @@ from geosam2.cluster import (
     threads_per_worker,
 )
 from geosam2.errors import GeoreferenceError, GeoSAM2Error, PromptError
-from geosam2.recipe import Recipe
+from geosam2.recipe import Recipe, recipe_for
 from geosam2.scene import Scene, open_scene
-from geosam2.steps import Job
+from geosam2.steps import Job, remember_network
 from geosam2.tiling import FrameGrid
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def segment_everything(
 
     Args:
         scene: What `open_scene` takes, or a Scene.
-        model: Name or path of a model, a model, or a callable that makes one (picklable, if there
-            are workers).
+        model: Name or path of a model, a model, or a callable that makes one (for workers it must
+            be picklable and equal to its copies, or each step makes a network anew).
         level: Level of the scene to look at; 0 = native.
-        recipe: Thresholds and point grids; single ones can be given as keyword arguments too, such
-            as `min_area_m2=20`, `points=(32, 16)` or `layer="parts"`.
+        recipe: Thresholds and point grids, by default those of `recipe_for`; single ones can be
+            given as keyword arguments too, such as `min_area_m2=20`, `points=(32, 16)` or
+            `layer="parts"`.
         roi: Only objects that lie mostly in this region: a geometry in the scene's CRS, or a
             GeoSeries or GeoDataFrame in any CRS.
         workers: 0 works in this process; more start a local dask cluster.
@@ -150,12 +151,12 @@ def plan(
         **choices: Fields of `Recipe`.
     """
     scene = open_scene(scene)
-    recipe = _recipe(recipe, choices)
     if block < 1:
         raise PromptError(f"block is {block}; a block has at least 1 frame along its side")
-    maker, about = _model(model, device)
-    size = frame_size or about.pop("image_size")
-    about.pop("image_size", None)
+    maker, network = _model(model, device)
+    remember_network(maker, network)
+    recipe = _recipe(recipe or recipe_for(network), choices)
+    size = frame_size or (network.config.image_size if hasattr(network, "config") else 512)
     overlap = size // 4 if overlap is None else overlap
     area = region_of_interest(roi, scene)
     if area is not None:
@@ -170,23 +171,23 @@ def plan(
         block=block,
         judge=judge,
         region=None if area is None else shapely.to_wkb(area),
-        about=about,
+        about={"model": network.name, "fingerprint": network.fingerprint},
     )
     assert job.layout.stride > 0  # Layout refuses overlaps that cannot be linked
     return job
 
 
-def _recipe(recipe: Recipe | None, choices: dict[str, Any]) -> Recipe:
+def _recipe(recipe: Recipe, choices: dict[str, Any]) -> Recipe:
     known = set(Recipe.__dataclass_fields__)
     if unknown := sorted(choices.keys() - known):
         raise PromptError(
             f"unknown option {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
         )
-    return replace(recipe or Recipe(), **choices)
+    return replace(recipe, **choices)
 
 
-def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], dict[str, Any]]:
-    """A maker of the network, and what is written of it beside results."""
+def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], Any]:
+    """A maker of the network, and the network."""
     network: Any
     if isinstance(model, str | Path):
         maker: Callable[[], Network] = NamedModel(str(model), device)
@@ -201,17 +202,12 @@ def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], dict[
         raise PromptError(
             f"model is {type(model).__name__}; give a name, a path, a model, or what makes one"
         )
-    size = network.config.image_size if hasattr(network, "config") else 512
-    return maker, {
-        "image_size": size,
-        "model": network.name,
-        "fingerprint": network.fingerprint,
-    }
+    return maker, network
 
 
 def load_network(model: Any, device: str | None = None) -> Any:
     """A network from a name, a path, a model, or a callable that makes one."""
-    return _model(model, device)[0]()
+    return _model(model, device)[1]
 
 
 def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:

@@ -171,7 +171,7 @@ def frames_to_visit(job: Job, block: Node) -> list[FrameKey]:
     return [key for key, hit in zip(frames, meets, strict=True) if hit]
 
 
-_NETWORKS: dict[Any, Network] = {}
+_NETWORKS: dict[Callable[[], Network], Network] = {}
 
 
 def network_of(job: Job) -> Network:
@@ -180,11 +180,15 @@ def network_of(job: Job) -> Network:
 
     if job.threads is not None and torch.get_num_threads() != job.threads:
         torch.set_num_threads(job.threads)
-    key = getattr(job.model, "key", None) or repr(job.model)
-    if key not in _NETWORKS:
-        _NETWORKS.clear()
-        _NETWORKS[key] = job.model()
-    return _NETWORKS[key]
+    if job.model not in _NETWORKS:
+        remember_network(job.model, job.model())
+    return _NETWORKS[job.model]
+
+
+def remember_network(maker: Callable[[], Network], network: Network) -> None:
+    """Keep one network a process, under what makes it."""
+    _NETWORKS.clear()
+    _NETWORKS[maker] = network
 
 
 # --- settle

@@ -16,7 +16,7 @@ CHOICES = {
     "frame_size": 128,
     "overlap": 32,
     "block": 2,
-    "points": (12,),
+    "points": (8,),
     "coverage": (),
     "min_region": 16,
 }
