@@ -347,17 +347,11 @@ class FramePrompt:
 
 
 def network_prompts(prompts: Sequence[FramePrompt], frame: Placed) -> Prompts:
-    """One batch of network prompts for N objects of one kind that share a frame.
-
-    Raises:
-        PromptError: If a foreground point lies on nodata.
-    """
+    """One batch of network prompts for N objects of one kind that share a frame."""
     import torch
     from geosam2_model import Prompts
 
     assert len({prompt.kind() for prompt in prompts}) == 1, "prompts of different kinds"
-    for prompt in prompts:
-        _check_valid(prompt, frame)
     points, labels = _padded(prompts, frame)
     boxes = [network_box(p.box, frame) for p in prompts if p.box is not None]
     masks = [p.logits[None] for p in prompts if p.logits is not None]
@@ -381,8 +375,12 @@ def _padded(prompts: Sequence[FramePrompt], frame: Placed) -> tuple[NDArray[Any]
     return points, labels
 
 
-def _check_valid(prompt: FramePrompt, frame: Placed) -> None:
-    """A click on nodata has nothing under it to segment."""
+def check_valid(prompt: FramePrompt, frame: Placed) -> None:
+    """Refuse a click on nodata: there is nothing under it to segment.
+
+    Raises:
+        PromptError: If a foreground point lies on nodata.
+    """
     height, width = frame.valid.shape
     places = network_points(prompt.points, frame)
     for (x, y), label, place in zip(prompt.points, prompt.labels, places, strict=True):

@@ -30,6 +30,7 @@ from geosam2.prompts import (
     Point,
     Prompt,
     apply_affine,
+    check_valid,
     locate,
     network_prompts,
 )
@@ -369,6 +370,7 @@ class Panning:
         """The user's prompts on this frame, and what is known of it as a mask with points in it."""
         clicks = self._clicks(index)
         said = FramePrompt(tuple(p for p, _ in clicks), tuple(label for _, label in clicks))
+        check_valid(said, frame)
         if self._anchored(index):
             first = FramePrompt.of(self.prompts[0], frame)
             said = replace(said, box=first.box, logits=first.logits)

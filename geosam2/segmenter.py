@@ -22,7 +22,7 @@ from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder
 from geosam2.errors import LevelError, PromptError
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
-from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, locate, network_prompts
+from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, check_valid, locate, network_prompts
 from geosam2.propagate import GAP, Panning, seeds_of
 from geosam2.refine import Refining, refinable_level
 from geosam2.scene import open_scene
@@ -444,6 +444,7 @@ def _batches(
     kinds: dict[Any, list[tuple[int, FramePrompt]]] = defaultdict(list)
     for number in members:
         said = FramePrompt.of(prompts[number], frame)
+        check_valid(said, frame)
         kinds[(*said.kind(), len(said.points) <= 1)].append((number, said))
     for group in kinds.values():
         for start in range(0, len(group), BATCH):

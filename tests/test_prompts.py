@@ -21,6 +21,7 @@ from geosam2.prompts import (
     FramePrompt,
     Prompt,
     as_prompts,
+    check_valid,
     locate,
     network_box,
     network_mask,
@@ -86,9 +87,9 @@ def test_a_click_on_nodata_is_refused():
     valid = np.ones((64, 64), bool)
     valid[5, 3] = False
     with pytest.raises(PromptError, match="Click where there are pixels"):
-        network_prompts([FramePrompt(((500_007, 4_599_989),), (1,))], frame(valid=valid))
+        check_valid(FramePrompt(((500_007, 4_599_989),), (1,)), frame(valid=valid))
     # a background click there does no harm
-    network_prompts([FramePrompt(((500_007, 4_599_989),), (0,))], frame(valid=valid))
+    check_valid(FramePrompt(((500_007, 4_599_989),), (0,)), frame(valid=valid))
 
 
 def test_only_points_on_the_frame_are_said():
