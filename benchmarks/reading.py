@@ -247,6 +247,7 @@ def memory_against_size(folder: Path, frames: int) -> dict[str, float]:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="Smaller data, fewer rounds.")
     quick = parser.parse_args().quick
@@ -254,7 +255,7 @@ def main() -> None:
         print("peak memory is read from /proc: Linux only")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cog = cog_against_rasterio(folder, 2048 if quick else 6144, 3 if quick else 5)
+        cog = cog_against_rasterio(folder, 2048 if quick else 4096, 3)
         tiles = tiles_against_one_by_one(folder, 8 if quick else 16, 1 if quick else 3)
         memory = memory_against_size(folder, 40 if quick else 300)
     print(

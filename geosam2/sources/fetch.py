@@ -177,7 +177,7 @@ class Fetcher:
         return asked
 
     def _error(self, url: str, what: str, remedy: str) -> SourceError:
-        return SourceError(f"{what} for {self._door.clean(url)}. {remedy}")
+        return SourceError(f"{what} for {Redactor.of(url).public}. {remedy}")
 
     def close(self) -> None:
         """End idle connections."""

@@ -117,7 +117,8 @@ class WebTiles(TileStore):
 
     def describe(self, tile: Tile) -> str:
         """Address with the numbers filled in and keys left out."""
-        return f"tile {tile.z}/{tile.x}/{tile.y} ({self._door.clean(fill(self._template, tile))})"
+        url = Redactor.of(fill(self._template, tile)).public
+        return f"tile {tile.z}/{tile.x}/{tile.y} ({url})"
 
     def close(self) -> None:
         """See `TileStore.close`."""
