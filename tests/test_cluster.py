@@ -222,9 +222,10 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_give_what_one_process_gives(path, undisturbed, tmp_path):
     done = process(path, tmp_path / "run", tmp_path / "out.geojson", "--workers", 2)
-    _, errors = done.communicate(timeout=240)
+    _, errors = done.communicate(timeout=800)
     assert done.returncode == 0, errors
     found = read(tmp_path / "out.geojson")
     assert len(found) == len(undisturbed)
@@ -237,6 +238,7 @@ def test_two_workers_give_what_one_process_gives(path, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(2))
 def test_after_killing_a_client_the_run_goes_on(path, tmp_path, undisturbed, seed):
     """kill -9 of the process that holds client and scheduler; its workers are left alone."""
@@ -249,7 +251,7 @@ def test_after_killing_a_client_the_run_goes_on(path, tmp_path, undisturbed, see
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
     done = process(*arguments, "--resume")
-    _, errors = done.communicate(timeout=240)
+    _, errors = done.communicate(timeout=800)
     assert done.returncode == 0, errors
     assert len(read(tmp_path / "out.geojson")) == len(undisturbed)
     with __import__("contextlib").suppress(ProcessLookupError):
@@ -257,6 +259,7 @@ def test_after_killing_a_client_the_run_goes_on(path, tmp_path, undisturbed, see
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_worker_is_replaced_within_the_run(path, tmp_path, undisturbed):
     done = process(path, tmp_path / "run", tmp_path / "out.geojson", "--workers", 2, "--slow", 0.2)
     assert done.stdout is not None
@@ -264,12 +267,13 @@ def test_a_killed_worker_is_replaced_within_the_run(path, tmp_path, undisturbed)
     workers = children_of(done.pid)
     assert workers
     os.kill(workers[-1], signal.SIGKILL)
-    _, errors = done.communicate(timeout=280)
+    _, errors = done.communicate(timeout=800)
     assert done.returncode == 0, errors
     assert len(read(tmp_path / "out.geojson")) == len(undisturbed)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_scheduler_ends_the_run_with_a_way_on(path, tmp_path, undisturbed):
     commands = [
         [
@@ -299,7 +303,7 @@ def test_a_killed_scheduler_ends_the_run_with_a_way_on(path, tmp_path, undisturb
         for _ in range(3):
             assert victim.stdout.readline()
         cluster[0].kill()
-        _, errors = victim.communicate(timeout=120)
+        _, errors = victim.communicate(timeout=800)
         assert victim.returncode != 0
         assert "run again with --resume" in errors
     finally:
@@ -307,6 +311,6 @@ def test_a_killed_scheduler_ends_the_run_with_a_way_on(path, tmp_path, undisturb
             one.kill()
             one.wait()
     done = process(*arguments, "--resume", "--slow", 0.2)
-    _, errors = done.communicate(timeout=240)
+    _, errors = done.communicate(timeout=800)
     assert done.returncode == 0, errors
     assert len(read(tmp_path / "out.geojson")) == len(undisturbed)
