@@ -423,6 +423,17 @@ def test_many_threads_read_one_scene(tmp_path: Path) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["riotiler/cog_rgb.tif", "rioxarray/cint16.tif"])
+def test_what_other_threads_opened_can_be_closed_and_read_again(name: str) -> None:
+    scene = open_scene(path_of(name))
+    grid = FrameGrid.of(scene, frame_size=128, overlap=32)
+    first = [frame.pixels for frame in scene.frames(grid, workers=3)]
+    scene.close()
+    second = [scene.read_frame(grid, index).pixels for index in grid]
+    np.testing.assert_array_equal(first, second)
+    scene.close()
+
+
 def test_missing_files_and_other_types_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="Check the spelling"):
         open_scene(tmp_path / "nowhere.tif")

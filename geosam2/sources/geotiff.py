@@ -240,9 +240,12 @@ class GeoTiffSource(Source):
 
     def _open_any(self, overview: int | None) -> tuple[Dataset, ExitStack]:
         stack = ExitStack()
-        dataset = stack.enter_context(self._open_file(overview))
+        # not `with`: that binds a GDAL environment to this thread, and another one may close it
+        dataset = self._open_file(overview)
+        stack.callback(dataset.close)
         if self._facts.warp is not None:
-            dataset = stack.enter_context(WarpedVRT(dataset, **self._facts.warp))
+            dataset = WarpedVRT(dataset, **self._facts.warp)
+            stack.callback(dataset.close)
         return dataset, stack
 
     def _open_file(self, overview: int | None) -> Dataset:
