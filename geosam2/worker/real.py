@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from geosam2.segmenter import FrameMask, Segmenter
 
 DEFAULT = "rapid"
+RAPID_POINTS = (32,)  # per side of a frame; zoomed regions cost four times more
 BLOCK = (
     2  # frames along a block of segment-everything: small, so that progress and pause are lively
 )
@@ -130,7 +131,7 @@ class RealBackend:
             job = plan(
                 scene, Path(folder), model=segmenter.model, level=chosen.index, block=BLOCK,
                 overlap=segmenter.overlap, min_area_m2=float(options.get("min_area_m2", 0.0)),
-                features=False,
+                features=False, **self._grid_of_points(options),
             )  # fmt: skip
             done = total = 0
             try:
@@ -150,6 +151,13 @@ class RealBackend:
         from geosam2.prompts import Prompt
 
         return Prompt(clicks.points, clicks.labels, clicks.box, crs=self.segmenter.scene.crs)
+
+    def _grid_of_points(self, options: dict[str, Any]) -> dict[str, Any]:
+        """How densely to ask: as the client says, sparsely for "rapid", else as the recipe does."""
+        asked = options.get("points")
+        if isinstance(asked, list) and asked and all(isinstance(n, int) for n in asked):
+            return {"points": tuple(asked), "coverage": ()}
+        return {"points": RAPID_POINTS, "coverage": ()} if self._preset == "rapid" else {}
 
     def _level(self, number: int | None) -> Level | None:
         """The scene's level for one of the client's resolutions; None for automatic."""

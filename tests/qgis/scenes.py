@@ -144,11 +144,11 @@ def serve():
     return server, server.server_address[1]
 
 
-def xyz_uri(port, more=""):
+def xyz_uri(port, more="", version=1):
     """The data source of an XYZ layer in QGIS."""
     from urllib.parse import quote
 
-    url = quote(f"http://127.0.0.1:{port}/{{z}}/{{x}}/{{y}}.png", safe=":/")
+    url = quote(f"http://127.0.0.1:{port}/{{z}}/{{x}}/{{y}}.png?v={version}", safe=":/")
     return f"type=xyz&url={url}&zmin=0&zmax=18{more}"
 
 

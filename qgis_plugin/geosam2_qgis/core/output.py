@@ -9,6 +9,7 @@ from qgis.core import (
     QgsCoordinateTransform,
     QgsDistanceArea,
     QgsFeature,
+    QgsFeatureRequest,
     QgsFillSymbol,
     QgsGeometry,
     QgsProject,
@@ -143,7 +144,8 @@ def attributes(result, crs, thresholds):
 def _next_id(layer):
     index = layer.fields().lookupField("id")
     largest = layer.maximumValue(index) if index >= 0 else None
-    return int(largest) + 1 if isinstance(largest, (int, float)) else 1
+    # an empty memory layer answers with the smallest number there is
+    return max(0, int(largest)) + 1 if isinstance(largest, (int, float)) else 1
 
 
 def _to_layer(geometry, crs, layer):
@@ -164,8 +166,11 @@ def _without_overlaps(geometry, layer, ignored):
         layers = project.avoidIntersectionsLayers()
     else:
         return geometry
-    geometry = QgsGeometry(geometry)
-    geometry.avoidIntersections(layers, {layer: ignored} if ignored else {})
+    # avoidIntersections() of older PyQGIS cannot be told to ignore the object that is refined
+    for other in layers:
+        for feature in other.getFeatures(QgsFeatureRequest(geometry.boundingBox())):
+            if other is not layer or feature.id() not in ignored:
+                geometry = geometry.difference(feature.geometry())
     return geometry
 
 
@@ -224,6 +229,8 @@ def replace(layer, fid, result, crs, thresholds):
     if not layer.isEditable() and not layer.startEditing():
         raise OutputError(tr("The layer {name} cannot be edited.", name=layer.name()))
     geometry = _without_overlaps(_to_layer(result.shape.geometry, crs, layer), layer, [fid])
+    if geometry.isEmpty():
+        raise OutputError(tr("Nothing is left of the object: others cover it already."))
     feature = QgsFeature(layer.getFeature(fid))
     feature.setGeometry(geometry)
     compatible = QgsVectorLayerUtils.makeFeatureCompatible(feature, layer)

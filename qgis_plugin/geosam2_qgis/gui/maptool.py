@@ -24,7 +24,6 @@ class ClickTool(QgsMapTool):
         Qt.Key.Key_Return: "accept",
         Qt.Key.Key_Enter: "accept",
         Qt.Key.Key_Backspace: "back",
-        Qt.Key.Key_Tab: "alternative",
         Qt.Key.Key_A: "alternative",
     }
 

@@ -102,7 +102,7 @@ class Panel(QWidget):
         self.back = self._button("back", tr("Take &back"))
         self.back.setToolTip(tr("Remove the last point or box (Backspace)."))
         self.alternative = self._button("alternative", tr("&Other shape"))
-        self.alternative.setToolTip(tr("Show another reading of the same click (Tab)."))
+        self.alternative.setToolTip(tr("Show another reading of the same click (A)."))
         self.pause = self._button("pause", tr("&Pause (Esc)"))
         self.cancel = self._button("cancel", tr("Ca&ncel"))
         grid.addWidget(self.tool, 0, 0, 1, 2)
