@@ -100,6 +100,8 @@ class ModelConfig:
             )
         if self.trunk == "hiera" and self.window_sizes[:2] != (8, 4):
             raise InputError(f"Hiera's windows start with 8, 4, not {self.window_sizes[:2]}.")
+        if self.trunk == "hiera" and min(self.global_blocks, default=99) <= sum(self.stages[:2]):
+            raise InputError("Hiera's blocks up to the first of stage 3 look at windows only.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or a file's metadata.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
 from geosam2_model.mask_decoder import Attention
-from geosam2_model.ops import remembered, sine_positions
+from geosam2_model.ops import by_rows, remembered, sine_positions
 
-CHUNK = 256  # query rows at a time: the scores of a chunk stay in the cache
+ROWS, KEYS = 512, 1024  # a tile of scores stays in the cache
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,33 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Single-head attention of (N or 1, L, C) queries, values of another width than the keys."""
+    """Single-head attention of (N or 1, L, C) queries, values of another width than the keys.
+
+    Without gradients in tiles, so that the scores stay in the processor's cache.
+    """
     if torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v)
-    k = k.transpose(1, 2) * q.shape[2] ** -0.5
-    parts = (q[:, i : i + CHUNK] for i in range(0, q.shape[1], CHUNK))
-    rows = [torch.softmax(part @ k, dim=2) @ v for part in parts]
+    q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
+    rows = [_attend_rows(q[:, i : i + ROWS], k, v) for i in range(0, q.shape[1], ROWS)]
     return torch.cat(rows, dim=1)
+
+
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax over tiles of keys with a running maximum (https://arxiv.org/abs/1805.02867)."""
+    top = total = out = None
+    for i in range(0, k.shape[2], KEYS):
+        scores = q @ k[:, :, i : i + KEYS]
+        best = scores.amax(2, keepdim=True)
+        best = best if top is None else torch.maximum(best, top)
+        weights = scores.sub_(best).exp_()
+        part, mass = weights @ v[:, i : i + KEYS], weights.sum(2, keepdim=True)
+        if top is None:
+            out, total = part, mass
+        else:
+            shrink = (top - best).exp_()
+            out, total = part.addcmul_(out, shrink), mass.addcmul_(total, shrink)
+        top = best
+    return out.div_(total)
 
 
 class MemoryCrossAttention(Attention):
@@ -108,6 +128,9 @@ class MemoryAttentionLayer(nn.Module):
         q = rotate(cross.q_proj(self.norm2(x)), here)
         k = rotate(cross.k_proj(memory.values + memory.positions), memory.rotary)
         x = x + cross(q, k, memory.values)
+        return by_rows(self._mlp, x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return cast(Tensor, x + self.linear2(F.relu(self.linear1(self.norm3(x)))))
 
 

@@ -66,6 +66,16 @@ class LayerNorm2d(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int = 1024) -> Tensor:
+    """A function of single tokens on (B, L, C), some tokens at a time without gradients.
+
+    What is wide in between, as inside an MLP, then stays in the processor's cache.
+    """
+    if torch.is_grad_enabled() or x.shape[1] <= rows or x.device.type != "cpu":
+        return function(x)
+    return torch.cat([function(x[:, i : i + rows]) for i in range(0, x.shape[1], rows)], dim=1)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention of already projected tokens.
 

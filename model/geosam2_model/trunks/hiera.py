@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
-from geosam2_model.ops import MLP, remembered
+from geosam2_model.ops import MLP, by_rows, remembered
 
+EARLY_WINDOWS = 32  # 8 x 8 windows that go through the early blocks together, without gradients
 LEVELS = 3  # an 8 x 8 window of the first stage is 2 x 2 x 2 nested squares
 
 
@@ -124,7 +125,7 @@ class Block(nn.Module):
         normed = self.norm1(x)
         shortcut = pool4(self.proj(normed)) if self.pool else x
         x = shortcut + self.attn(normed, windows)
-        return cast(Tensor, x + self.mlp(self.norm2(x)))
+        return by_rows(lambda part: part + self.mlp(self.norm2(part)), x)
 
 
 class PatchEmbed(nn.Module):
@@ -171,15 +172,40 @@ class Hiera(nn.Module):
         order = nested_order(H, W, LEVELS, x.device)
         x = x.permute(0, 2, 3, 1).reshape(B, H * W, C).index_select(1, order)
         x = x + self.positions(H, W, order)
-        maps, block = [], 0
-        for stage, depth in enumerate(self.config.stages):
-            for i in range(depth):
+        fine, middle, x = self._early(x)
+        maps = [self._map(fine, H, W, 3), self._map(middle, H // 2, W // 2, 2)]
+        block = sum(self.config.stages[:2]) + 1
+        for stage in (2, 3):
+            for i in range(1 if stage == 2 else 0, self.config.stages[stage]):
                 # the first block of a stage still sees the windows and the size of the one before
-                at = stage - 1 if i == 0 and stage else stage
+                at = stage - 1 if i == 0 else stage
                 x = self.blocks[block](x, self._windows(block, at, H >> at, W >> at, x.device))
                 block += 1
             maps.append(self._map(x, H >> stage, W >> stage, LEVELS - stage))
         return tuple(maps)
+
+    def _early(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first two stages and the first block of the third, some windows at a time.
+
+        No window looks at another until then, so a handful of them goes through all these blocks
+        before the next is touched, and nothing large leaves the processor's cache.
+        """
+        B, _, C = x.shape
+        windows = x.reshape(-1, 64, C)
+        step = len(windows) if torch.is_grad_enabled() else EARLY_WINDOWS
+        parts = [self._early_windows(windows[i : i + step]) for i in range(0, len(windows), step)]
+        fine, middle, coarse = (torch.cat(same) for same in zip(*parts, strict=True))
+        return fine.view(B, -1, C), middle.view(B, -1, 2 * C), coarse.view(B, -1, 4 * C)
+
+    def _early_windows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows (n, 64, C) -> (n, 64, C), (n, 16, 2 C), (n, 4, 4 C)."""
+        first, second = self.config.stages[:2]
+        outputs = []
+        for block in range(first + second + 1):
+            if block in (first, first + second):
+                outputs.append(x)
+            x = self.blocks[block](x, x.shape[1])
+        return outputs[0], outputs[1], x
 
     def _windows(
         self, block: int, stage: int, height: int, width: int, device: torch.device
@@ -187,8 +213,6 @@ class Hiera(nn.Module):
         side = self.config.window_sizes[stage]
         if block in self.config.global_blocks:
             return height * width
-        if stage < 2:
-            return side * side
         return plan_windows(height, width, LEVELS - stage, side, device)
 
     def _map(self, x: Tensor, height: int, width: int, levels: int) -> Tensor:
