@@ -252,7 +252,7 @@ class Scene:
         grid: FrameGrid,
         order: Order | Iterable[FrameIndex] = "rows",
         *,
-        workers: int = 2,
+        workers: int | None = None,
         ahead: int = 4,
     ) -> Iterator[Frame]:
         """Frames of a grid in order, read ahead of the consumer.
@@ -263,7 +263,7 @@ class Scene:
         Args:
             grid: Which frames there are.
             order: See `FrameGrid.indices`, or the frames themselves.
-            workers: Reading threads.
+            workers: Reading threads; by default one for files, four over a network.
             ahead: Frames that are read before they are asked for, at most; bounds the memory.
 
         Raises:
@@ -274,7 +274,8 @@ class Scene:
         wanted = grid.indices(order) if isinstance(order, str) else explicit  # type: ignore[arg-type]
         chosen = [grid.covered] if explicit is None else [grid.window(i) for i in explicit]
         self.reader.check_requests(grid.level, chosen)
-        return self._prefetch(grid, iter(wanted or ()), workers, ahead)
+        threads = self.reader.workers if workers is None else workers
+        return self._prefetch(grid, iter(wanted or ()), threads, ahead)
 
     def _prefetch(
         self, grid: FrameGrid, indices: Iterator[FrameIndex], workers: int, ahead: int

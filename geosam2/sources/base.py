@@ -43,6 +43,9 @@ class Source(ABC):
     choice: BandChoice
     """Which bands become red, green and blue."""
 
+    workers: int = 1
+    """Frames read at a time. One for files: two handles would decode shared blocks twice."""
+
     @property
     @abstractmethod
     def signature(self) -> str:

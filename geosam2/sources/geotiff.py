@@ -122,6 +122,7 @@ class GeoTiffSource(Source):
         self.location = self._door.public
         self.name = Path(self.location.partition("?")[0]).name or self.location
         self._remote = is_remote(self._path)
+        self.workers = 4 if self._remote else 1
         self._pool = _Pool()
         with self._translated("cannot open"), self._env(), self._open_file(None) as dataset:
             facts = _facts(dataset, crs, pixel_coordinates, self.location)

@@ -77,6 +77,7 @@ class XyzSource(Source):
         if not 0 <= low <= high <= 30:
             raise LevelError(f"zooms must be 0 <= min_zoom <= max_zoom <= 30, got {low} and {high}")
         self._side = tile_size or _found_size(self._store, contents, high) or 256
+        self.workers = 4 if self._store.remote else 1
         self.name, self.location = self._store.name, self._store.location
         self.crs, self.nodata, self.dtype = _CRS, None, np.dtype(np.uint8)
         self.choice = BandChoice((1, 2, 3), ("red", "green", "blue"), "pictures", 3)
