@@ -78,18 +78,13 @@ def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _attend_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax over tiles of keys with a running maximum (https://arxiv.org/abs/1805.02867)."""
-    top = total = out = None
+    top, total, out = q.new_tensor(-torch.inf), q.new_zeros(()), q.new_zeros(())
     for i in range(0, k.shape[2], KEYS):
         scores = q @ k[:, :, i : i + KEYS]
-        best = scores.amax(2, keepdim=True)
-        best = best if top is None else torch.maximum(best, top)
-        weights = scores.sub_(best).exp_()
-        part, mass = weights @ v[:, i : i + KEYS], weights.sum(2, keepdim=True)
-        if top is None:
-            out, total = part, mass
-        else:
-            shrink = (top - best).exp_()
-            out, total = part.addcmul_(out, shrink), mass.addcmul_(total, shrink)
+        best = torch.maximum(scores.amax(2, keepdim=True), top)
+        weights, shrink = scores.sub_(best).exp_(), (top - best).exp_()
+        out = (weights @ v[:, i : i + KEYS]).addcmul_(out, shrink)
+        total = weights.sum(2, keepdim=True).addcmul_(total, shrink)
         top = best
     return out.div_(total)
 
