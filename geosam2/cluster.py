@@ -97,7 +97,9 @@ class OnDask:
 
         self._client = client
         self._per_worker = per_worker
-        self._done: Any = distributed.as_completed(raise_errors=False)  # type: ignore[no-untyped-call]
+        self._done: Any = distributed.as_completed(  # type: ignore[no-untyped-call]
+            loop=client.loop, raise_errors=False
+        )
         self._steps: dict[str, Step] = {}
         self._sent = 0
 
@@ -112,7 +114,7 @@ class OnDask:
         return self._client.dashboard_link or None
 
     def submit(self, job: Job, step: Step) -> None:
-        """Send a step; later kinds go first on the workers too."""
+        """Send a step."""
         self._sent += 1
         key = f"{step.name}-{job.folder.name}-{self._sent}"
         future = self._client.submit(run_step, job, *step, key=key, pure=False)
@@ -123,25 +125,19 @@ class OnDask:
         """Wait for a worker; a lost scheduler ends the run, resumably."""
         import distributed
 
-        while True:
-            try:
-                future = self._done.next() if self._alive() else None
-            except (OSError, RuntimeError, StopIteration) as error:
-                raise _lost(error) from error
-            if future is None:
-                raise _lost(None)
-            step = self._steps.pop(future.key)
-            if future.status == "cancelled" or future.cancelled():
-                raise _lost(None)
-            try:
-                return step, future.result(timeout=60)
-            except distributed.CancelledError as error:
-                raise _lost(error) from error
-            except Exception as error:
-                return step, error
-
-    def _alive(self) -> bool:
-        return self._client.status == "running"
+        try:
+            future = self._done.next()
+        except (OSError, RuntimeError, StopIteration) as error:
+            raise _lost(error) from error
+        step = self._steps.pop(future.key)
+        if self._client.status != "running" or future.cancelled():
+            raise _lost(None)
+        try:
+            return step, future.result(timeout=60)
+        except distributed.CancelledError as error:
+            raise _lost(error) from error
+        except Exception as error:
+            return step, error
 
 
 def _lost(error: BaseException | None) -> InterruptedRunError:
