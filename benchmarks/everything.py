@@ -279,6 +279,40 @@ def scaling(folder: Path, quick: bool) -> dict[str, Any]:
     return {"wall_seconds": seconds, "scaling_2": round(seconds[1] / seconds[2], 3)}
 
 
+def lend_torchvision() -> None:
+    """Meta's generator wants two functions of torchvision; where it is missing, it gets these."""
+    import importlib.util
+    import types
+
+    import torch
+
+    if importlib.util.find_spec("torchvision") is not None:
+        return
+
+    def box_area(boxes: torch.Tensor) -> torch.Tensor:
+        return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+    def batched_nms(
+        boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, limit: float
+    ) -> torch.Tensor:
+        boxes = boxes.float() + classes.float()[:, None] * (boxes.max() + 1)
+        order, kept = scores.argsort(descending=True), []
+        while len(order):
+            first, order = order[0], order[1:]
+            kept.append(first)
+            low = torch.maximum(boxes[order, :2], boxes[first, :2])
+            high = torch.minimum(boxes[order, 2:], boxes[first, 2:])
+            common = (high - low).clamp(min=0).prod(1)
+            union = box_area(boxes[order]) + box_area(boxes[first][None]) - common
+            order = order[common <= limit * union]
+        return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
+
+    names = ("torchvision", "torchvision.ops", "torchvision.ops.boxes")
+    modules = [types.ModuleType(name) for name in names]
+    vars(modules[-1]).update(batched_nms=batched_nms, box_area=box_area)
+    sys.modules.update(zip(names, modules, strict=True))
+
+
 def meta(quick: bool) -> dict[str, Any]:
     """One frame, the same (random) weights, points and thresholds, one thread each.
 
@@ -288,6 +322,8 @@ def meta(quick: bool) -> dict[str, Any]:
     import torch
     from geosam2_model import SAM2, Prompts
     from geosam2_model.config import VARIANTS
+
+    lend_torchvision()
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     from sam2.build_sam import build_sam2
 

@@ -105,6 +105,8 @@ def of_figures(
 
 def _areas_only(shape: BaseGeometry) -> BaseGeometry:
     parts = [p for p in shapely.get_parts(shape) if p.geom_type == "Polygon"]
+    if not parts:
+        return shapely.Polygon()  # the crop reaches into the block, the mask does not
     return parts[0] if len(parts) == 1 else shapely.multipolygons(parts)
 
 
