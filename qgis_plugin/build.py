@@ -1,6 +1,6 @@
 """Build dist/geosam2_qgis.zip: the same bytes from the same sources, checked as the site checks it.
 
-    python qgis_plugin/build.py [--output FOLDER]
+python qgis_plugin/build.py [--output FOLDER]
 """
 
 from __future__ import annotations

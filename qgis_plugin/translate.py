@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from xml.sax.saxutils import escape
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 PLUGIN = Path(__file__).parent / "geosam2_qgis"
 FOLDER = PLUGIN / "i18n"

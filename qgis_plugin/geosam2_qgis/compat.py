@@ -37,10 +37,10 @@ def field(name, kind, length=0):
         from qgis.PyQt.QtCore import QVariant
 
         kinds = {
-            "int": QVariant.Int,
-            "real": QVariant.Double,
-            "text": QVariant.String,
-            "datetime": QVariant.DateTime,
+            "int": QVariant.Int,  # noqa: QGS402
+            "real": QVariant.Double,  # noqa: QGS402
+            "text": QVariant.String,  # noqa: QGS402
+            "datetime": QVariant.DateTime,  # noqa: QGS402
         }
     return QgsField(name, kinds[kind], len=length)
 

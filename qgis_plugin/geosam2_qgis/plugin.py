@@ -68,7 +68,9 @@ class GeoSAM2Plugin:
         toggle.setText(tr("GeoSAM2 panel"))
         others = [
             toggle,
-            self._action(window, "Everything", QIcon(), tr("Segment everything..."), self._everything),
+            self._action(
+                window, "Everything", QIcon(), tr("Segment everything..."), self._everything
+            ),
             self._action(window, "Engine", QIcon(), tr("Set up the engine..."), self.open_setup),
             self._action(window, "Help", QIcon(), tr("Help"), self.open_help),
         ]
@@ -80,7 +82,11 @@ class GeoSAM2Plugin:
     def _add_layer_action(self, window):
         """In the context menu of vector layers in the layer tree."""
         flag = self._action(
-            window, "Flag", QIcon(), tr("Flag GeoSAM2 objects of low quality"), self.controller.flag_low
+            window,
+            "Flag",
+            QIcon(),
+            tr("Flag GeoSAM2 objects of low quality"),
+            self.controller.flag_low,
         )
         self.iface.addCustomActionForLayerType(flag, "", vector_layer_type(), True)
         self._undo.append(lambda: self.iface.removeCustomActionForLayerType(flag))

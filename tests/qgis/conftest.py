@@ -45,7 +45,9 @@ def no_exception_in_a_slot(monkeypatch):
     import traceback
 
     caught = []
-    monkeypatch.setattr(sys, "excepthook", lambda *what: caught.append("".join(traceback.format_exception(*what))))
+    monkeypatch.setattr(
+        sys, "excepthook", lambda *what: caught.append("".join(traceback.format_exception(*what)))
+    )
     yield
     assert not caught, caught[0]
 

@@ -65,7 +65,9 @@ def X(*words):
 
 
 def focus():
-    window = subprocess.run(["xdotool", "search", "--onlyvisible", "--name", "QGIS"], capture_output=True, text=True)
+    window = subprocess.run(
+        ["xdotool", "search", "--onlyvisible", "--name", "QGIS"], capture_output=True, text=True
+    )
     X("windowfocus", window.stdout.split()[0])
 
 
@@ -82,7 +84,29 @@ def click(x, y, button=1):
 
 def drag(x0, y0, x1, y1):
     a, b = screen(x0, y0), screen(x1, y1)
-    X("mousemove", a.x(), a.y(), "sleep", 0.1, "mousedown", 1, "sleep", 0.1, "mousemove", (a.x() + b.x()) // 2, (a.y() + b.y()) // 2, "sleep", 0.1, "mousemove", b.x(), b.y(), "sleep", 0.1, "mouseup", 1)
+    X(
+        "mousemove",
+        a.x(),
+        a.y(),
+        "sleep",
+        0.1,
+        "mousedown",
+        1,
+        "sleep",
+        0.1,
+        "mousemove",
+        (a.x() + b.x()) // 2,
+        (a.y() + b.y()) // 2,
+        "sleep",
+        0.1,
+        "mousemove",
+        b.x(),
+        b.y(),
+        "sleep",
+        0.1,
+        "mouseup",
+        1,
+    )
 
 
 def key(*names):
@@ -228,7 +252,11 @@ def install_from_zip():
     yield lambda: "geosam2_qgis" in plugins
     figures["install_ms"] = round(1000 * (time.perf_counter() - before), 1)
     figures["load_ms"] = plugin_times.get("geosam2_qgis")
-    assert "python/plugins" in utils.pluginDirectory("geosam2_qgis") if hasattr(utils, "pluginDirectory") else True
+    assert (
+        "python/plugins" in utils.pluginDirectory("geosam2_qgis")
+        if hasattr(utils, "pluginDirectory")
+        else True
+    )
     window = iface.mainWindow()
     assert len(window.findChildren(QToolBar, "geosam2Toolbar")) == 1
     assert len(window.findChildren(QDockWidget, "geosam2Dock")) == 1
@@ -531,7 +559,9 @@ def processing_dialog():
     layer = tif()
     fresh(layer)
     yield from view(500000, 5300000, 500600, 5300600)
-    dialog = processing.createAlgorithmDialog("geosam2:segmentraster", {"INPUT": layer, "OUTPUT": "TEMPORARY_OUTPUT"})
+    dialog = processing.createAlgorithmDialog(
+        "geosam2:segmentraster", {"INPUT": layer, "OUTPUT": "TEMPORARY_OUTPUT"}
+    )
     dialog.show()
     yield pause(0.5)
     shot_widget(dialog, "13_dialog")
@@ -543,7 +573,9 @@ def processing_dialog():
     assert made.featureCount() == 2
     dialog.close()
     settings.setValue("geosam2/engineArguments", "--backend fake --delay 1")
-    again = processing.createAlgorithmDialog("geosam2:segmentraster", {"INPUT": layer, "OUTPUT": "TEMPORARY_OUTPUT"})
+    again = processing.createAlgorithmDialog(
+        "geosam2:segmentraster", {"INPUT": layer, "OUTPUT": "TEMPORARY_OUTPUT"}
+    )
     again.show()
     again.runButton().click()
     yield pause(1.5)
@@ -573,7 +605,13 @@ def refine_and_flag():
     press(plugin().dock.panel.refine)
     yield lambda: state() == "preview" and len(session().points) == 1
     click(x2, y2, button=3)
-    yield lambda: state() == "preview" and len(session().points) == 2 and session().shape.geometry.area() < 0.6 * whole
+    yield (
+        lambda: (
+            state() == "preview"
+            and len(session().points) == 2
+            and session().shape.geometry.area() < 0.6 * whole
+        )
+    )
     canvas.setFocus()
     key("Return")
     yield lambda: state() == "empty"
@@ -610,9 +648,8 @@ def new_geopackage():
 
 def reload_five_times():
     """14: nothing is left behind by unloading."""
-    from qgis.utils import reloadPlugin
-
     from qgis.PyQt.QtCore import QCoreApplication, QEvent
+    from qgis.utils import reloadPlugin
 
     for _ in range(5):
         reloadPlugin("geosam2_qgis")
@@ -709,7 +746,9 @@ class Runner:
     def __init__(self, names):
         self._names, self._report = list(names), {}
         self._slot_errors = []
-        sys.excepthook = lambda *what: self._slot_errors.append("".join(traceback.format_exception(*what)))
+        sys.excepthook = lambda *what: self._slot_errors.append(
+            "".join(traceback.format_exception(*what))
+        )
         self._timer = QTimer()
         self._timer.timeout.connect(self._tick)
         self._current = self._condition = None
@@ -728,7 +767,9 @@ class Runner:
         try:
             if self._condition is not None:
                 if time.monotonic() > self._deadline:
-                    raise AssertionError(f"still not so after {LIMIT} s; state {state()}, bar: {bar_text()!r}, log: {plugin().engine.log[-800:]}")
+                    raise AssertionError(
+                        f"still not so after {LIMIT} s; state {state()}, bar: {bar_text()!r}, log: {plugin().engine.log[-800:]}"
+                    )
                 if not self._condition():
                     return
             self._condition = next(self._current)

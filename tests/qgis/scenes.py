@@ -93,7 +93,12 @@ def png(pixels):
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows, 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 class Tiles(BaseHTTPRequestHandler):
@@ -113,11 +118,15 @@ class Tiles(BaseHTTPRequestHandler):
                 self.mood[key] = int(value) if value.isdigit() and key == "every" else value
             return self._answer(200, b"ok", "text/plain")
         z, col, row = (int(v) for v in path.strip("/").removesuffix(".png").split("/"))
-        self.seen.append([z, col, row, self.headers.get("Referer", ""), self.path.partition("?")[2]])
+        self.seen.append(
+            [z, col, row, self.headers.get("Referer", ""), self.path.partition("?")[2]]
+        )
         if self.mood["mode"] != "ok" and (col + row) % self.mood["every"] == 0:
             if self.mood["mode"] == "hang":
                 time.sleep(30)
-            return self._answer(int(self.mood["mode"]) if self.mood["mode"] != "hang" else 504, b"no", "text/plain")
+            return self._answer(
+                int(self.mood["mode"]) if self.mood["mode"] != "hang" else 504, b"no", "text/plain"
+            )
         return self._answer(200, png(tile_pixels(z, col, row)), "image/png")
 
     def _answer(self, code, body, kind):

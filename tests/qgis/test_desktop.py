@@ -78,23 +78,43 @@ def desktop(tmp_path_factory):
     profile(config)
     tif = scenes.write_tif(home / "scene.tif")
     old = home / "old-engine"
-    old.write_text("#!/bin/sh\necho '{\"op\":\"ready\",\"id\":null,\"protocol\":99,\"version\":\"9.9\"}'; cat\n")
+    old.write_text(
+        '#!/bin/sh\necho \'{"op":"ready","id":null,"protocol":99,"version":"9.9"}\'; cat\n'
+    )
     old.chmod(0o755)
     build = subprocess.run(
         [sys.executable, str(ROOT / "qgis_plugin" / "build.py"), "--output", str(home)],
         capture_output=True, text=True,
     )  # fmt: skip
     assert build.returncode == 0, build.stdout + build.stderr
-    tiles = subprocess.Popen([sys.executable, str(HERE / "scenes.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    tiles = subprocess.Popen(
+        [sys.executable, str(HERE / "scenes.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     port = int(tiles.stdout.readline())
     python = os.environ.get("GEOSAM2_TEST_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
     chosen = os.environ.get("GEOSAM2_SCENARIOS", "").split() or PLUGIN
     names = list(dict.fromkeys(["install_from_zip", *chosen]))
-    more = {"tif": str(tif), "port": port, "python": python, "zip": str(home / "geosam2_qgis.zip"), "old": str(old)}
+    more = {
+        "tif": str(tif),
+        "port": port,
+        "python": python,
+        "zip": str(home / "geosam2_qgis.zip"),
+        "old": str(old),
+    }
     code, said, report = start_qgis(config, out, names, 500, **more)
     figures = report.get("figures", {})
     print(json.dumps(figures))
-    yield {"code": code, "said": said, "report": report, "config": config, "more": more, "names": names}
+    yield {
+        "code": code,
+        "said": said,
+        "report": report,
+        "config": config,
+        "more": more,
+        "names": names,
+    }
     tiles.stdin.close()
     tiles.wait()
 
@@ -110,9 +130,15 @@ def test_the_embedded_model_on_real_imagery(tmp_path):
     house = (9520087.36, 3202827.04)
     view = [house[0] - 50, house[1] - 40, house[0] + 50, house[1] + 40]
     python = os.environ.get("GEOSAM2_TEST_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
-    more = {"python": python, "zip": str(tmp_path / "geosam2_qgis.zip"), "real": str(tmp_path / "banepa.tif")}
+    more = {
+        "python": python,
+        "zip": str(tmp_path / "geosam2_qgis.zip"),
+        "real": str(tmp_path / "banepa.tif"),
+    }
     names = ["install_from_zip", "real_model"]
-    code, said, report = start_qgis(config, out, names, 400, real_click=house, real_view=view, limit=200, **more)
+    code, said, report = start_qgis(
+        config, out, names, 400, real_click=house, real_view=view, limit=200, **more
+    )
     print(json.dumps(report.get("figures", {})))
     assert code == 0, said[-3000:]
     for name in names:
@@ -134,6 +160,9 @@ def test_qgis_ends_cleanly_and_takes_the_engine_with_it(desktop):
     if pid is None:
         pytest.skip("not chosen")
     end = time.monotonic() + 10
-    while Path(f"/proc/{pid}/cmdline").exists() and b"geosam2" in Path(f"/proc/{pid}/cmdline").read_bytes():
+    while (
+        Path(f"/proc/{pid}/cmdline").exists()
+        and b"geosam2" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ):
         assert time.monotonic() < end, f"engine {pid} still runs"
         time.sleep(0.1)

@@ -28,7 +28,15 @@ def ellipse(x, y, a, b, steps=720):
 
 
 def result(geometry=None, subject=None, **figures):
-    figures = {"score": 0.9, "stability": 0.95, "open_edges": 0, "frames": 2, "cell": 0.5, "model": "fake", **figures}
+    figures = {
+        "score": 0.9,
+        "stability": 0.95,
+        "open_edges": 0,
+        "frames": 2,
+        "cell": 0.5,
+        "model": "fake",
+        **figures,
+    }
     description = pixels.Description(
         "EPSG:32633", (0, 0, 1, 1), (0.5,), (0, 0), "scene", "scene.tif", False
     )
@@ -155,7 +163,9 @@ def test_refining_replaces_shape_and_figures_in_one_undo_step(qgis_new_project):
     layer = output.scratch_layer(CRS, "objects")
     (fid,) = output.add(layer, result(score=0.4), CRS, THRESHOLDS)
     steps = layer.undoStack().count()
-    output.replace(layer, fid, result(ellipse(500200, 5300400, 50, 30), score=0.99), CRS, THRESHOLDS)
+    output.replace(
+        layer, fid, result(ellipse(500200, 5300400, 50, 30), score=0.99), CRS, THRESHOLDS
+    )
     assert layer.undoStack().count() == steps + 1
     feature = layer.getFeature(fid)
     assert feature["score"] == 0.99

@@ -86,23 +86,34 @@ def test_everything_on_a_geotiff(provider, raster):
 def test_an_extent_in_another_system_and_a_smallest_area(provider, raster):
     x, y = scenes.POND[:2]
     extent = f"{x - 150},{x + 150},{y - 100},{y + 100} [EPSG:32633]"
-    done = run("segmentraster", {"INPUT": raster, "EXTENT": extent, "MIN_AREA": 100, "OUTPUT": "TEMPORARY_OUTPUT"})
+    done = run(
+        "segmentraster",
+        {"INPUT": raster, "EXTENT": extent, "MIN_AREA": 100, "OUTPUT": "TEMPORARY_OUTPUT"},
+    )
     assert done["COUNT"] == 1
     with pytest.raises(QgsProcessingException, match="does not touch"):
-        run("segmentraster", {"INPUT": raster, "EXTENT": "0,1,0,1 [EPSG:32633]", "OUTPUT": "TEMPORARY_OUTPUT"})
+        run(
+            "segmentraster",
+            {"INPUT": raster, "EXTENT": "0,1,0,1 [EPSG:32633]", "OUTPUT": "TEMPORARY_OUTPUT"},
+        )
 
 
 def test_everything_on_a_basemap_at_a_chosen_cell_size(provider, basemap):
     x, y, a, b = scenes.LAKE
     extent = f"{x - 2 * a},{x + 2 * a},{y - 2 * b},{y + 2 * b} [EPSG:3857]"
-    done = run("segmentraster", {"INPUT": basemap, "EXTENT": extent, "RESOLUTION": 38, "OUTPUT": "TEMPORARY_OUTPUT"})
+    done = run(
+        "segmentraster",
+        {"INPUT": basemap, "EXTENT": extent, "RESOLUTION": 38, "OUTPUT": "TEMPORARY_OUTPUT"},
+    )
     (feature,) = done["OUTPUT"].getFeatures()
     assert feature["cell_size"] == pytest.approx(38.218, abs=0.01)
     assert feature.geometry().area() == pytest.approx(math.pi * a * b, rel=3e-3)
 
 
 def prompts(crs, *geometries):
-    layer = QgsVectorLayer(f"{'Point' if crs else 'Polygon'}?crs={crs or 'EPSG:32633'}", "prompts", "memory")
+    layer = QgsVectorLayer(
+        f"{'Point' if crs else 'Polygon'}?crs={crs or 'EPSG:32633'}", "prompts", "memory"
+    )
     for geometry in geometries:
         feature = QgsFeature(layer.fields())
         feature.setGeometry(geometry)
@@ -115,7 +126,9 @@ def test_points_in_another_system(provider, raster):
     from qgis.core import QgsCoordinateReferenceSystem, QgsCoordinateTransform
 
     to_degrees = QgsCoordinateTransform(
-        QgsCoordinateReferenceSystem("EPSG:32633"), QgsCoordinateReferenceSystem("EPSG:4326"), QgsProject.instance()
+        QgsCoordinateReferenceSystem("EPSG:32633"),
+        QgsCoordinateReferenceSystem("EPSG:4326"),
+        QgsProject.instance(),
     )
     places = [QgsPointXY(*scenes.POND[:2]), QgsPointXY(*scenes.TWINS[0]), QgsPointXY(0, 0)]
     geometries = [QgsGeometry.fromPointXY(to_degrees.transform(p)) for p in places[:2]]
@@ -123,7 +136,11 @@ def test_points_in_another_system(provider, raster):
     feedback = Feedback()
     done = run(
         "segmentpoints",
-        {"INPUT": raster, "PROMPTS": prompts("EPSG:4326", *geometries, outside), "OUTPUT": "TEMPORARY_OUTPUT"},
+        {
+            "INPUT": raster,
+            "PROMPTS": prompts("EPSG:4326", *geometries, outside),
+            "OUTPUT": "TEMPORARY_OUTPUT",
+        },
         feedback,
     )
     assert done["COUNT"] == 2
@@ -137,7 +154,10 @@ def test_boxes(provider, raster):
     box = QgsGeometry.fromWkt(
         f"Polygon(({x - 22} {y - 22}, {x + 18} {y - 22}, {x + 18} {y + 22}, {x - 22} {y + 22}, {x - 22} {y - 22}))"
     )
-    done = run("segmentpoints", {"INPUT": raster, "PROMPTS": prompts("", box), "OUTPUT": "TEMPORARY_OUTPUT"})
+    done = run(
+        "segmentpoints",
+        {"INPUT": raster, "PROMPTS": prompts("", box), "OUTPUT": "TEMPORARY_OUTPUT"},
+    )
     (feature,) = done["OUTPUT"].getFeatures()
     assert feature.geometry().boundingBox().xMaximum() <= x + 18
 
@@ -157,7 +177,11 @@ def test_cancel_is_quick(provider, raster, plugin_settings):
 
 @pytest.mark.parametrize(
     ("python", "words"),
-    [("", "no engine yet"), ("/no/such/python", "cannot be started"), ("/usr/bin/python3", "has no geosam2")],
+    [
+        ("", "no engine yet"),
+        ("/no/such/python", "cannot be started"),
+        ("/usr/bin/python3", "has no geosam2"),
+    ],
 )
 def test_without_an_engine_the_reason_is_one_sentence(provider, plugin_settings, python, words):
     plugin_settings.setValue("geosam2/python", python)

@@ -72,7 +72,9 @@ def test_basemap_pixels_are_the_tiles_byte_for_byte(basemap, until):
     bounds = (left, top - 512 * cell, left + 512 * cell, top)
     _, data, share = fetch(source, until, bounds, 512, 512)
     image = np.frombuffer(data, np.uint8).reshape(512, 512, 4)[..., :3]
-    tiles = [[scenes.tile_pixels(scenes.LAKE_ZOOM, col + c, row + r) for c in (0, 1)] for r in (0, 1)]
+    tiles = [
+        [scenes.tile_pixels(scenes.LAKE_ZOOM, col + c, row + r) for c in (0, 1)] for r in (0, 1)
+    ]
     assert np.array_equal(image, np.concatenate([np.concatenate(line, 1) for line in tiles], 0))
     assert share == 0.0
 
@@ -80,7 +82,9 @@ def test_basemap_pixels_are_the_tiles_byte_for_byte(basemap, until):
 def test_the_layers_referer_is_sent(server, until, qgis_new_project):
     from qgis.core import QgsProject, QgsRasterLayer
 
-    uri = scenes.xyz_uri(server.port, "&referer=https://example.org/&http-header:referer=https://example.org/")
+    uri = scenes.xyz_uri(
+        server.port, "&referer=https://example.org/&http-header:referer=https://example.org/"
+    )
     layer = QgsRasterLayer(uri, "basemap", "wms")
     QgsProject.instance().addMapLayer(layer)
     source = pixels.PixelSource(layer, pixels.describe(layer), 30)
@@ -130,7 +134,9 @@ def test_a_click_gives_a_preview_and_enter_the_object(session, raster, until):
     assert session.state is State.EMPTY
 
 
-def test_a_negative_click_removes_the_neighbour_and_backspace_brings_it_back(session, raster, until):
+def test_a_negative_click_removes_the_neighbour_and_backspace_brings_it_back(
+    session, raster, until
+):
     session.set_layer(raster)
     session.level = 0
     west, east = scenes.TWINS
@@ -237,7 +243,10 @@ def seam_edges(geometry):
     count = 0
     for ring in geometry.asMultiPolygon()[0]:
         for a, b in zip(ring, ring[1:]):
-            for one, other, length in ((a.x(), b.x(), abs(a.y() - b.y())), (a.y(), b.y(), abs(a.x() - b.x()))):
+            for one, other, length in (
+                (a.x(), b.x(), abs(a.y() - b.y())),
+                (a.y(), b.y(), abs(a.x() - b.x())),
+            ):
                 place = (one + scenes.HALF) / cell / 512
                 if one == other and length > 30 * cell and abs(place - round(place)) < 1e-6:
                     count += 1
@@ -263,7 +272,9 @@ def test_pause_correct_resume(session, basemap, until, plugin_settings):
     until(lambda: session.state is State.PAUSED)
     east = scenes.LAKE[0] + 3000
     session.add_point(east, scenes.LAKE[1], 0)
-    until(lambda: session.shape and not session.shape.geometry.contains(point(east, scenes.LAKE[1])))
+    until(
+        lambda: session.shape and not session.shape.geometry.contains(point(east, scenes.LAKE[1]))
+    )
     until(lambda: session.state is State.PAUSED)
     session.escape()
     until(lambda: session.results)
@@ -285,7 +296,9 @@ def test_cancel_leaves_nothing(session, basemap, until, plugin_settings):
     assert session.results == []
 
 
-def test_kill_of_the_engine_is_reported_and_the_run_resumes(session, basemap, until, plugin_settings):
+def test_kill_of_the_engine_is_reported_and_the_run_resumes(
+    session, basemap, until, plugin_settings
+):
     plugin_settings.setValue("geosam2/engineArguments", "--backend fake --delay 0.1")
     session.set_layer(basemap)
     start_following(session, until)
@@ -313,7 +326,9 @@ def test_after_a_kill_the_next_click_works(session, basemap, until):
 
 
 @pytest.mark.parametrize("mode", ["404", "503"])
-def test_missing_imagery_is_a_question_and_never_a_cut_polygon(session, basemap, server, until, mode):
+def test_missing_imagery_is_a_question_and_never_a_cut_polygon(
+    session, basemap, server, until, mode
+):
     session.set_layer(basemap)
     server.RequestHandlerClass.mood["mode"] = mode
     lake_level(session)

@@ -7,7 +7,7 @@ waiting request gets an `error`, and the next request starts it anew.
 import itertools
 import os
 import time
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from qgis.PyQt.QtCore import QObject, QProcess, QProcessEnvironment, QTimer, pyqtSignal
 
@@ -53,7 +53,10 @@ def version_trouble(header):
             theirs=theirs,
             ours=protocol.PROTOCOL,
         ),
-        tr("Update whichever is older: geosam2 {version} is installed.", version=header.get("version", "?")),
+        tr(
+            "Update whichever is older: geosam2 {version} is installed.",
+            version=header.get("version", "?"),
+        ),
         str(header),
     )
 
@@ -77,7 +80,7 @@ class Engine(QObject):
     def __init__(self, find, parent=None):
         super().__init__(parent)
         self._find = find
-        self._process: Optional[QProcess] = None
+        self._process: QProcess | None = None
         self._parser = protocol.MessageParser()
         self._ids = itertools.count(1)
         self._pending = {}  # id -> callback(header, payload)

@@ -57,7 +57,10 @@ def geopackage_layer(crs, path, name):
     """
     path = Path(path)
     if path.exists():
-        text = tr("{file} exists already. Choose another name, or add the file to the project.", file=path.name)
+        text = tr(
+            "{file} exists already. Choose another name, or add the file to the project.",
+            file=path.name,
+        )
         raise OutputError(text)
     template = QgsVectorLayer(f"MultiPolygon?crs={crs.authid()}", name, "memory")
     template.setCrs(crs)
@@ -66,7 +69,9 @@ def geopackage_layer(crs, path, name):
     options = QgsVectorFileWriter.SaveVectorOptions()
     options.driverName, options.layerName = "GPKG", "objects"
     context = QgsProject.instance().transformContext()
-    code, message, *_ = QgsVectorFileWriter.writeAsVectorFormatV3(template, str(path), context, options)
+    code, message, *_ = QgsVectorFileWriter.writeAsVectorFormatV3(
+        template, str(path), context, options
+    )
     if code != QgsVectorFileWriter.WriterError.NoError:
         raise OutputError(tr("{file} cannot be written: {reason}", file=path.name, reason=message))
     return _adopt(QgsVectorLayer(f"{path}|layername=objects", name, "ogr"))
@@ -95,10 +100,7 @@ def is_usable(layer):
         and layer.isValid()
         and layer.geometryType() == polygon_type()
         and not layer.readOnly()
-        and bool(
-            layer.dataProvider().capabilities()
-            & layer.dataProvider().Capability.AddFeatures
-        )
+        and bool(layer.dataProvider().capabilities() & layer.dataProvider().Capability.AddFeatures)
     )
 
 
@@ -263,7 +265,9 @@ def flag_low(layer, min_score, min_stability):
     Raises:
         OutputError: If the layer has no figures.
     """
-    names = {name: layer.fields().lookupField(name) for name in ("score", "stability", "open_edges")}
+    names = {
+        name: layer.fields().lookupField(name) for name in ("score", "stability", "open_edges")
+    }
     review = layer.fields().lookupField("review")
     if names["score"] < 0:
         raise OutputError(tr("The layer {name} has no field score.", name=layer.name()))

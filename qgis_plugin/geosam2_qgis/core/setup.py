@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     cpu_only: bool = True
     """Take PyTorch without CUDA (a tenth of the size)."""
     proxy: str = ""
-    """http://user:password@host:port, or empty."""
+    """Address of the proxy, with a login if it wants one; or empty."""
     base_python: str = ""
     """The Python that makes the environment; empty: look for one."""
 
@@ -68,7 +68,9 @@ def base_python(prefix=None, executable=None, windows=None, exists=None):
 def expected_size(cpu_only, offline):
     """A sentence about what will be downloaded."""
     if offline:
-        return tr("Nothing is downloaded: packages come from the folder of wheels. About 1 GB on disk.")
+        return tr(
+            "Nothing is downloaded: packages come from the folder of wheels. About 1 GB on disk."
+        )
     if platform.system() == "Linux" and not cpu_only:
         return tr("Downloads about 3 GB (PyTorch with CUDA) and needs about 7 GB on disk.")
     return tr("Downloads about 400 MB and needs about 1.5 GB on disk.")
@@ -89,7 +91,9 @@ def steps(plan, python):
         made.arguments.remove("--upgrade-deps")
     todo = [made]
     if plan.cpu_only and not plan.wheels and platform.system() == "Linux":
-        todo.append(Step(tr("Install PyTorch"), env_python, [*pip, "torch", "--index-url", CPU_INDEX]))
+        todo.append(
+            Step(tr("Install PyTorch"), env_python, [*pip, "torch", "--index-url", CPU_INDEX])
+        )
     todo.append(Step(tr("Install geosam2"), env_python, [*pip, *plan.packages.split()]))
     check = "import geosam2.worker.protocol as p; print('protocol', p.PROTOCOL)"
     todo.append(Step(tr("Check the engine"), env_python, ["-I", "-c", check]))
@@ -128,7 +132,9 @@ class Setup(QObject):
         if not python:
             self.done.emit(
                 False,
-                tr("No Python was found. Install one from python.org, or choose it in the options."),
+                tr(
+                    "No Python was found. Install one from python.org, or choose it in the options."
+                ),
             )
             return
         if self.plan.wheels and not Path(self.plan.wheels).is_dir():
@@ -230,4 +236,4 @@ def explain(log, title):
     for sign, sentence in known:
         if sign in text:
             return sentence
-    return tr("The step \"{title}\" failed; the log says why.", title=title)
+    return tr('The step "{title}" failed; the log says why.', title=title)

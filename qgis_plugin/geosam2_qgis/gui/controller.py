@@ -160,7 +160,9 @@ class Controller(QObject):
 
     def _transform(self):
         return QgsCoordinateTransform(
-            self.canvas.mapSettings().destinationCrs(), self.session.layer.crs(), QgsProject.instance()
+            self.canvas.mapSettings().destinationCrs(),
+            self.session.layer.crs(),
+            QgsProject.instance(),
         )
 
     def _clicked(self, place, label):
@@ -230,7 +232,7 @@ class Controller(QObject):
             self.canvas.setFocus()
 
     def _everything(self):
-        import processing  # QGIS's own plugin; only there in the full application
+        from qgis import processing  # only there in the full application
 
         parameters = {}
         if self.session.layer is not None:
@@ -399,12 +401,15 @@ class Controller(QObject):
             buttons.append((tr("Details"), self._show_log))
         if trouble.kind == "engine_died" and self.session.resumable():
             buttons.append((tr("Resume the run"), self.session.resume_run))
-        level = Qgis.MessageLevel.Critical if trouble.kind != "prompt" else Qgis.MessageLevel.Warning
+        level = (
+            Qgis.MessageLevel.Critical if trouble.kind != "prompt" else Qgis.MessageLevel.Warning
+        )
         self._bar(trouble.sentence(), level, buttons)
 
     def _missing(self, share):
         text = tr(
-            "{percent} % of a window has no imagery. Nothing was written.", percent=round(100 * share)
+            "{percent} % of a window has no imagery. Nothing was written.",
+            percent=round(100 * share),
         )
         buttons = [
             (tr("Try again"), self.session.retry),
@@ -448,9 +453,7 @@ class Controller(QObject):
 
     def _engine_ready(self, header):
         device, version = header.get("device") or "?", header.get("version", "?")
-        self.panel.set_engine(
-            tr("Engine {version}, {device}", version=version, device=device)
-        )
+        self.panel.set_engine(tr("Engine {version}, {device}", version=version, device=device))
 
     def _engine_stopped(self):
         self.panel.set_engine("")

@@ -196,14 +196,18 @@ class Panel(QWidget):
             self.quality.clear()
             return
         rows = [
-            _row(tr("Score"), f"{figures.get('score', 0):.2f}", figures.get("score", 0) >= min_score),
+            _row(
+                tr("Score"), f"{figures.get('score', 0):.2f}", figures.get("score", 0) >= min_score
+            ),
             _row(
                 tr("Stability"),
                 f"{figures.get('stability', 0):.2f}",
                 figures.get("stability", 0) >= min_stability,
             ),
             _row(
-                tr("Open edges"), str(figures.get("open_edges", 0)), not figures.get("open_edges", 0)
+                tr("Open edges"),
+                str(figures.get("open_edges", 0)),
+                not figures.get("open_edges", 0),
             ),
         ]
         self.quality.setText("<table>" + "".join(rows) + "</table>")

@@ -54,7 +54,9 @@ class SetupDialog(QDialog):
         self.cpu.setChecked(True)
         self.cpu.toggled.connect(self._update_size)
         self.wheels = QLineEdit()
-        self.wheels.setPlaceholderText(tr("Folder of wheels, to install without a network (optional)"))
+        self.wheels.setPlaceholderText(
+            tr("Folder of wheels, to install without a network (optional)")
+        )
         self.wheels.textChanged.connect(self._update_size)
         browse = QPushButton(tr("Browse..."))
         browse.clicked.connect(self._browse)

@@ -35,7 +35,13 @@ Number = QgsProcessingParameterNumber.Type
 class Base(QgsProcessingAlgorithm):
     """What the algorithms share: the raster, the level, the model, the sink."""
 
-    INPUT, RESOLUTION, PRESET, MIN_AREA, OUTPUT = "INPUT", "RESOLUTION", "PRESET", "MIN_AREA", "OUTPUT"
+    INPUT, RESOLUTION, PRESET, MIN_AREA, OUTPUT = (
+        "INPUT",
+        "RESOLUTION",
+        "PRESET",
+        "MIN_AREA",
+        "OUTPUT",
+    )
     COUNT = "COUNT"
 
     def createInstance(self):
@@ -212,7 +218,9 @@ class SegmentPrompts(Base):
         self.addParameter(QgsProcessingParameterRasterLayer(self.INPUT, tr("Imagery")))
         self.addParameter(
             QgsProcessingParameterFeatureSource(
-                self.PROMPTS, tr("Points or boxes"), [QgsProcessing.SourceType.TypeVectorAnyGeometry]
+                self.PROMPTS,
+                tr("Points or boxes"),
+                [QgsProcessing.SourceType.TypeVectorAnyGeometry],
             )
         )
         self.addParameter(
@@ -232,7 +240,9 @@ class SegmentPrompts(Base):
             with Client(feedback, self.layer, self.description) as client:
                 self.open(client, parameters, context)
                 for number, feature in enumerate(source.getFeatures()):
-                    for shape, prompt in self._segment(client, feature, transform, parameters, context, feedback):
+                    for shape, prompt in self._segment(
+                        client, feature, transform, parameters, context, feedback
+                    ):
                         made, area = self.feature(fields, count + 1, shape, prompt)
                         if area >= smallest:
                             sink.addFeature(made, QgsFeatureSink.Flag.FastInsert)

@@ -45,7 +45,13 @@ class Client:
         self._process.start(command.program, list(command.arguments))
         if not self._process.waitForStarted(10_000):
             text = tr("The engine's Python cannot be started: {program}", program=command.program)
-            fail(Trouble("engine_start", text, tr("Choose another one in Settings > Options > GeoSAM2, or set up the engine.")))
+            fail(
+                Trouble(
+                    "engine_start",
+                    text,
+                    tr("Choose another one in Settings > Options > GeoSAM2, or set up the engine."),
+                )
+            )
         self.ready, _ = self._next(START_TIMEOUT)
         trouble = version_trouble(self.ready)
         if trouble:
@@ -101,9 +107,15 @@ class Client:
             if self._feedback.isCanceled():
                 self._cancel()
             self._process.waitForReadyRead(100)
-            self._log = (self._log + bytes(self._process.readAllStandardError()).decode("utf-8", "replace"))[-8192:]
+            self._log = (
+                self._log + bytes(self._process.readAllStandardError()).decode("utf-8", "replace")
+            )[-8192:]
             data = bytes(self._process.readAllStandardOutput())
-            self._waiting += [m for m in self._parser.feed(data) if isinstance(m, tuple) and not isinstance(m, protocol.Malformed)]
+            self._waiting += [
+                m
+                for m in self._parser.feed(data)
+                if isinstance(m, tuple) and not isinstance(m, protocol.Malformed)
+            ]
             ended = self._process.state() == QProcess.ProcessState.NotRunning
             if not self._waiting and (ended or (end and time.monotonic() > end)):
                 self._explain_end()
@@ -134,7 +146,10 @@ class Client:
             share = pixels.missing_share(data, bounds, self._description.bounds)
         if share > pixels.MISSING_SHARE:
             self._feedback.pushWarning(
-                tr("{percent} % of a window has no imagery; it is left out.", percent=round(100 * share))
+                tr(
+                    "{percent} % of a window has no imagery; it is left out.",
+                    percent=round(100 * share),
+                )
             )
         self._send("pixels", data, need=header["need"])
 
@@ -145,7 +160,9 @@ def draw(layer, bounds, width, height):
     image.fill(QColor(0, 0, 0, 0))
     painter = QPainter(image)
     try:
-        job = QgsMapRendererCustomPainterJob(pixels.map_settings(layer, bounds, width, height), painter)
+        job = QgsMapRendererCustomPainterJob(
+            pixels.map_settings(layer, bounds, width, height), painter
+        )
         job.renderSynchronously()
     finally:
         painter.end()

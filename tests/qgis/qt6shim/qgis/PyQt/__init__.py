@@ -1,0 +1,1 @@
+"""qgis.PyQt on PyQt6."""
