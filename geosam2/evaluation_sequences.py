@@ -1,0 +1,189 @@
+"""Judging a model on videos, and while it pans over objects that are larger than a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geosam2.errors import SourceError
+from geosam2.evaluation import (
+    Labelled,
+    Mask,
+    boundary_f,
+    first_click,
+    interval,
+    iou,
+    on_grid,
+    open_plain,
+    read_raster,
+    usable_ids,
+)
+from geosam2.tiling import FrameGrid
+
+if TYPE_CHECKING:
+    from geosam2_model import SAM2
+
+    from geosam2.scene import Scene
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+VISIBLE = 64
+"""Frames that show fewer pixels of an object are not judged."""
+
+
+def find_videos(folders: Sequence[Path]) -> Iterator[Path]:
+    """Folders with frames/ and masks/ among the given ones and those directly in them.
+
+    Raises:
+        SourceError: If there is none.
+    """
+    found = [
+        folder
+        for given in folders
+        for folder in (given, *sorted(p for p in given.iterdir() if p.is_dir()))
+        if (folder / "frames").is_dir() and (folder / "masks").is_dir()
+    ]
+    if not found:
+        raise SourceError(f"no frames/ with masks/ beside it in {', '.join(map(str, folders))}")
+    yield from found
+
+
+def judge_video(folder: Path, model: SAM2) -> dict[str, float]:
+    """J, F and their mean over the objects of the first mask, as DAVIS has them.
+
+    The first mask is given; it and the last frame are not judged.
+
+    Raises:
+        SourceError: If frames and masks do not go together.
+    """
+    from geosam2_model.video_predictor import VideoPredictor
+
+    frames = sorted(p for p in (folder / "frames").iterdir() if p.suffix.lower() in SUFFIXES)
+    masks = {p.stem: p for p in (folder / "masks").iterdir() if p.suffix.lower() in SUFFIXES}
+    missing = [p.stem for p in frames if p.stem not in masks]
+    if missing or len(frames) < 3:
+        raise SourceError(
+            f"{folder}: {len(frames)} frames, {len(missing)} of them without a mask of the same "
+            "name; at least 3 frames are needed, each with a mask"
+        )
+    truths = [read_raster(masks[p.stem]) for p in frames]
+    predictor = VideoPredictor(model, [picture(p) for p in frames])
+    ids = [int(n) for n in np.unique(truths[0]) if n]
+    for n in ids:
+        predictor.prompt(0, n, mask=truths[0] == n)
+    regions: dict[int, list[float]] = {n: [] for n in ids}
+    outlines: dict[int, list[float]] = {n: [] for n in ids}
+    for result in predictor.track():
+        if not 0 < result.frame < len(frames) - 1:
+            continue
+        for n, mask in zip(result.object_ids, result.masks.numpy(), strict=True):
+            truth = truths[result.frame] == n
+            regions[int(str(n))].append(iou(mask, truth))
+            outlines[int(str(n))].append(boundary_f(mask, truth))
+    J = float(np.mean([np.mean(v) for v in regions.values()]))
+    F = float(np.mean([np.mean(v) for v in outlines.values()]))
+    return {"J": round(J, 4), "F": round(F, 4), "J&F": round((J + F) / 2, 4), "n": len(ids)}
+
+
+def picture(path: Path) -> npt.NDArray[np.uint8]:
+    """A frame as (H, W, 3) uint8, any format and bit depth that a scene may have."""
+    scene = open_plain(path)
+    return np.ascontiguousarray(scene.read(scene.geobox).pixels.transpose(1, 2, 0))
+
+
+def judge_panning(
+    images: Sequence[Labelled], model: SAM2, frames: int, limit: int | None, seed: int
+) -> dict[str, Any]:
+    """Pan over objects that several frames show, against clicking each of these frames.
+
+    Returns:
+        Mean IoU in the frames after the first when panned over ("iou_pan") and when each was
+        clicked by itself ("iou_single"), their ratio with its interval over objects ("kept"), the
+        share of the frames that panning reached, and how many objects and frames there were.
+    """
+    chosen = list(_larger_than_a_frame(images, int(model.config.image_size)))
+    order = np.random.default_rng(seed).permutation(len(chosen))[:limit]
+    ratios, panned, single, reached = [], [], [], []
+    for i in sorted(order):
+        labelled, n = chosen[i]
+        scene, truth = open_plain(labelled.path), read_raster(labelled.raster) == n
+        rng = np.random.default_rng([seed, n])
+        pairs, share = _pan_and_click(scene, truth, model, frames, rng)
+        reached.append(share)
+        if pairs:
+            ours, alone = np.mean(pairs, axis=0)
+            panned.append(float(ours))
+            single.append(float(alone))
+            ratios.append(float(ours / max(alone, 1e-6)))
+
+    def mean(values: list[float]) -> float:
+        return round(float(np.mean(values)), 4) if values else float("nan")
+
+    return {
+        "iou_pan": mean(panned),
+        "iou_single": mean(single),
+        "kept": round(mean(panned) / mean(single), 4) if single else float("nan"),
+        "kept_interval": [round(v, 4) for v in interval(ratios, seed=seed)],
+        "reached": mean(reached),
+        "n": len(panned),
+    }
+
+
+def _larger_than_a_frame(images: Sequence[Labelled], size: int) -> Iterator[tuple[Labelled, int]]:
+    for labelled in images:
+        ids = read_raster(labelled.raster)
+        for n in usable_ids(ids)[0]:
+            rows, columns = np.nonzero(ids == n)
+            if max(np.ptp(rows), np.ptp(columns)) > size:
+                yield labelled, n
+
+
+def _pan_and_click(
+    scene: Scene, truth: Mask, model: SAM2, frames: int, rng: np.random.Generator
+) -> tuple[list[tuple[float, float]], float]:
+    """(IoU when panned, IoU when clicked) of each frame after the first; share reached."""
+    from geosam2.cache import EmbeddingCache
+    from geosam2.masklet import PanOptions
+    from geosam2.prompts import Prompt
+    from geosam2.segmenter import Segmenter
+
+    segmenter = Segmenter(scene, model, cache=EmbeddingCache(folder=None))
+    affine = scene.geobox.affine
+    x, y, _ = first_click(truth, rng, "centre")
+    prompt = Prompt((affine * (x, y),))
+    run = segmenter.start(prompt, level=0, options=PanOptions(max_frames=frames))
+    for _ in run:
+        pass
+    found = on_grid(run.masklet, scene)
+    visited = {report.index for report in run.masklet.frames}
+    grid = segmenter.grid(0)
+    home = grid.index_at(*prompt.anchor)
+    pairs, showing = [], 0
+    for index in grid.indices():
+        part = _rows_and_columns(grid, index, scene)
+        if truth[part].sum() < VISIBLE or index == home:
+            continue
+        showing += 1
+        if index not in visited:
+            continue
+        own = np.zeros_like(truth)
+        own[part] = truth[part]
+        cx, cy, _ = first_click(own, rng, "centre")
+        again = segmenter.predict(replace(prompt, points=(affine * (cx, cy),)), level=0)[0]
+        alone = on_grid(again.masklet, scene)
+        pairs.append((iou(found[part], truth[part]), iou(alone[part], truth[part])))
+    wanted = min(showing, frames - 1)
+    return pairs, min(1.0, len(pairs) / wanted) if wanted else 1.0
+
+
+def _rows_and_columns(grid: FrameGrid, index: Any, scene: Scene) -> tuple[slice, slice]:
+    window, area = grid.window(index), scene.window(scene.levels[0])
+    top, left = window.row - area.row, window.col - area.col
+    return (
+        slice(max(0, top), max(0, top + window.height)),
+        slice(max(0, left), max(0, left + window.width)),
+    )
