@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ TURNS = (1, 3, 5)
 """Figures are given after so many clicks."""
 
 
-@lru_cache(maxsize=1)
 def held_back(recipe: Recipe) -> dict[str, list[data.Crop]]:
     """The same objects of each source's dev images for each look."""
     found: dict[str, list[data.Crop]] = {}
@@ -32,11 +30,11 @@ def held_back(recipe: Recipe) -> dict[str, list[data.Crop]]:
         rng = np.random.default_rng(0)
         pictures = [p for p in source.pictures(keep) if p.labels and p.objects]
         if pictures:
-            found[source.path.name] = [_plain(rng, pictures) for _ in range(recipe.judged)]
+            found[source.path.name] = [plain_crop(rng, pictures) for _ in range(recipe.judged)]
     return found
 
 
-def _plain(rng: np.random.Generator, pictures: list[data.Picture]) -> data.Crop:
+def plain_crop(rng: np.random.Generator, pictures: list[data.Picture]) -> data.Crop:
     """A crop of 256 px around one object, colours as they are."""
     while True:
         picture = pictures[rng.integers(len(pictures))]
@@ -45,10 +43,10 @@ def _plain(rng: np.random.Generator, pictures: list[data.Picture]) -> data.Crop:
             return crop
 
 
-def dev_figures(model: SAM2, recipe: Recipe) -> dict[str, float]:
+def dev_figures(model: SAM2, held: dict[str, list[data.Crop]]) -> dict[str, float]:
     """Mean IoU after 1, 3 and 5 clicks per source, and their mean as "score"."""
     figures: dict[str, float] = {}
-    for name, crops in held_back(recipe).items():
+    for name, crops in held.items():
         each = np.array([clicks(model, crop, np.random.default_rng(i), max(TURNS))
                          for i, crop in enumerate(crops)])  # fmt: skip
         for turn in TURNS:

