@@ -63,6 +63,18 @@ def segment(
     Raises:
         PromptError: If there is no prompt, or one is outside, on nodata or in the wrong CRS.
         SourceError: If the scene cannot be opened or its first frame cannot be read.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from geosam2.testing import synthetic_scene, write_geotiff
+    >>> from geosam2.testing.colour_model import ColourModel  # in place of a real network
+    >>> made = synthetic_scene(1, 256, kinds=["lake"])
+    >>> lake = made.truth.geometry[0].representative_point()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_geotiff(Path(folder, "scene.tif"), made.pixels, made.geobox)
+    ...     found = segment(path, points=[(lake.x, lake.y)], model=ColourModel(), level=0)
+    >>> len(found), found.level[0], bool(found.frames[0] > 1)
+    (1, 'native', True)
     """
     prompts = as_prompts(points, labels, boxes, masks, crs=crs)
     if not prompts:

@@ -267,7 +267,7 @@ def apply_affine(affine: Affine, x: Any, y: Any) -> tuple[Any, Any]:
     """Transform coordinates or arrays; the operator for it differs between versions of affine.
 
     >>> apply_affine(Affine(2, 0, 1, 0, -2, 5), 1, 1)
-    (3, 3)
+    (3.0, 3.0)
     """
     return affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f
 

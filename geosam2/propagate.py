@@ -34,6 +34,7 @@ from geosam2.prompts import (
     locate,
     network_prompts,
 )
+from geosam2.quality import stability_score
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
@@ -412,7 +413,7 @@ class Panning:
         report = replace(
             start,
             predicted_iou=float(answer.decoded.predicted_iou[0, 0]),
-            stability=regions.stability(answer.logits),
+            stability=stability_score(answer.logits),
             object_score=float(answer.decoded.object_score[0]),
             agreement=answer.agreement,
             cells=int((answer.logits > 0).sum()),

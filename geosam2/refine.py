@@ -19,6 +19,7 @@ from geosam2.errors import LevelError, SourceError
 from geosam2.masklet import FrameReport, Masklet, Step
 from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, apply_affine, network_prompts
+from geosam2.quality import stability_score
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Refining:
         report = replace(
             start,
             predicted_iou=float(out.predicted_iou[0, 0]),
-            stability=regions.stability(logits),
+            stability=stability_score(logits),
             object_score=float(out.object_score[0]),
             agreement=regions.iou(logits > 0, known > 0),
             cells=int((logits > 0).sum()),

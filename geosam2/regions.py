@@ -80,11 +80,6 @@ def iou(a: BoolArray, b: BoolArray, weight: Any = 1.0) -> float:
     return float(((a & b) * weight).sum()) / union if union > 0 else 1.0
 
 
-def stability(logits: NDArray[np.float32], offset: float = 1.0) -> float:
-    """IoU of the masks at logit +offset and -offset: how little the threshold matters."""
-    return iou(logits > offset, logits > -offset)
-
-
 def _grown(mask: BoolArray, by: int) -> BoolArray:
     """The mask and all cells within `by` of it (a square)."""
     import torch

@@ -24,6 +24,7 @@ from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, check_valid, locate, network_prompts
 from geosam2.propagate import GAP, Panning, seeds_of
+from geosam2.quality import stability_score
 from geosam2.refine import Refining, refinable_level
 from geosam2.scene import open_scene
 from geosam2.tiling import FrameGrid, FrameIndex
@@ -88,7 +89,7 @@ class FrameMask:
     @property
     def stability(self) -> float:
         """IoU of the masks at logit +1 and -1."""
-        return regions.stability(self.logits)
+        return stability_score(self.logits)
 
     @property
     def quality(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
@@ -47,6 +47,7 @@ def test_the_centre_of_a_pixel_is_a_whole_number_for_the_network():
     assert points.tolist() == [[3.0, 5.0]]
 
 
+@settings(deadline=None)
 @given(st.floats(0, 63.9), st.floats(0, 63.9))
 def test_pixel_to_map_to_pixel(column, row):
     there = (500_000 + (column + 0.5) * 2, 4_600_000 - (row + 0.5) * 2)
@@ -54,6 +55,7 @@ def test_pixel_to_map_to_pixel(column, row):
     assert np.allclose(back, (column, row), atol=1e-4)  # float32
 
 
+@settings(deadline=None)  # the first transformation opens a database
 @given(st.floats(14.7, 15.3), st.floats(41, 42))
 def test_crs_round_trip(lon, lat):
     prompt = Prompt(points=((lon, lat),), crs=4326)

@@ -312,6 +312,7 @@ for step in run:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["run", "write"])
 def test_a_killed_run_resumes_to_the_same_object(lake, tmp_path, when):
     state = tmp_path / "run.safetensors"

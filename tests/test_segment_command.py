@@ -91,14 +91,15 @@ def truth(shape: shapely.Geometry) -> shapely.Geometry:
 def test_points_and_boxes_become_objects_in_a_file(scene, tmp_path):
     target = tmp_path / "out.gpkg"
     corners = f"{LEFT + 36},{TOP - 124},{LEFT + 124},{TOP - 36}"
-    done = run(scene, "-p", on_map(150, 200), "--box", corners, "-o", target, "--level", "native")
+    args = ("-p", on_map(150, 200), "--box", corners, "-o", target, "--level", "native")
+    done = run(scene, *args, "--preview", tmp_path / "out.png")
     assert done.exit_code == 0, done.output
     found = geopandas.read_file(target)
     assert found.id.tolist() == [1, 2]
     assert iou(found.geometry[0], truth(LAKE)) > 0.98
     assert iou(found.geometry[1], truth(HOUSE)) > 0.9
     assert "object 1: " in done.stderr
-    assert not list(tmp_path.glob("*.run"))  # nothing left behind
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gpkg", "out.png"]
 
 
 def test_geojson_prompts_go_to_stdout(scene, tmp_path):
