@@ -711,7 +711,25 @@ def real_model():
     assert feature["area_m2"] > 1
     figures["real_object_m2"] = round(feature["area_m2"], 1)
     figures["real_score"] = feature["score"]
+    yield pause(0.6)
+    yield lambda: not canvas.isDrawing()
     shot("20_real_accepted")
+    x, y = SETUP["real_road"]
+    yield from view(x - 150, y - 150, x + 150, y + 150)
+    session().max_frames = 4
+    gaps = Gaps()
+    click(x, y)
+    yield lambda: state() == "preview" and session().shape is not None
+    canvas.setFocus()
+    key("Return")
+    yield lambda: state() == "empty"
+    figures["real_follow_gap_ms"] = gaps.stop()
+    road = max(results().getFeatures(), key=lambda one: one["id"])
+    assert road.geometry().isGeosValid()
+    figures["real_road_frames"] = road["frames"]
+    yield pause(0.6)
+    yield lambda: not canvas.isDrawing()
+    shot("21_real_road")
 
 
 SCENARIOS = {

@@ -128,6 +128,7 @@ def test_the_embedded_model_on_real_imagery(tmp_path):
         [sys.executable, str(ROOT / "qgis_plugin" / "build.py"), "--output", str(tmp_path)], check=True
     )  # fmt: skip
     house = (9520087.36, 3202827.04)
+    road = (9520015.70, 3202533.23)
     view = [house[0] - 50, house[1] - 40, house[0] + 50, house[1] + 40]
     python = os.environ.get("GEOSAM2_TEST_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
     more = {
@@ -137,7 +138,7 @@ def test_the_embedded_model_on_real_imagery(tmp_path):
     }
     names = ["install_from_zip", "real_model"]
     code, said, report = start_qgis(
-        config, out, names, 400, real_click=house, real_view=view, limit=200, **more
+        config, out, names, 400, real_click=house, real_view=view, real_road=road, limit=200, **more
     )
     print(json.dumps(report.get("figures", {})))
     assert code == 0, said[-3000:]

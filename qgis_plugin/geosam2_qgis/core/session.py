@@ -78,6 +78,8 @@ class Session(QObject):
     """A Trouble."""
     missing = pyqtSignal(float)
     """Share of a window that has no imagery; answer with retry(), use_anyway() or cancel()."""
+    loaded = pyqtSignal(dict)
+    """The engine's answer to loading a model: model, device, frame_size."""
     hint = pyqtSignal(str)
     """A short remark for the status line."""
 
@@ -260,13 +262,7 @@ class Session(QObject):
             self._opened = self._loaded = None
             self._show_error(header)
         elif header["op"] == "loaded":
-            self.hint.emit(
-                tr(
-                    "Model {model} on {device}.",
-                    model=header.get("model", "?"),
-                    device=header.get("device", "?"),
-                )
-            )
+            self.loaded.emit(header)
 
     def _previewed(self, header, payload):
         if header.get("id") != self._job:

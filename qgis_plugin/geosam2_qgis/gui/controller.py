@@ -73,6 +73,7 @@ class Controller(QObject):
             (session.trouble, self.show_trouble),
             (session.missing, self._missing),
             (session.hint, self._hint),
+            (session.loaded, self._model_loaded),
             (session.engine.ready, self._engine_ready),
             (session.engine.stopped, self._engine_stopped),
             (project.layersAdded, self._layers_changed),
@@ -452,8 +453,11 @@ class Controller(QObject):
         self.iface.openMessageLog()
 
     def _engine_ready(self, header):
-        device, version = header.get("device") or "?", header.get("version", "?")
-        self.panel.set_engine(tr("Engine {version}, {device}", version=version, device=device))
+        self.panel.set_engine(tr("Engine {version}", version=header.get("version", "?")))
+
+    def _model_loaded(self, header):
+        names = {"model": header.get("model", "?"), "device": header.get("device", "?")}
+        self.panel.set_engine(tr("Engine: model {model} on {device}", **names))
 
     def _engine_stopped(self):
         self.panel.set_engine("")

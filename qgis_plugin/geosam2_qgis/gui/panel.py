@@ -101,7 +101,7 @@ class Panel(QWidget):
         self.accept = self._button("accept", tr("&Accept (Enter)"))
         self.back = self._button("back", tr("Take &back"))
         self.back.setToolTip(tr("Remove the last point or box (Backspace)."))
-        self.alternative = self._button("alternative", tr("&Other shape"))
+        self.alternative = self._button("alternative", tr("O&ther shape"))
         self.alternative.setToolTip(tr("Show another reading of the same click (A)."))
         self.pause = self._button("pause", tr("&Pause (Esc)"))
         self.cancel = self._button("cancel", tr("Ca&ncel"))
@@ -139,7 +139,7 @@ class Panel(QWidget):
 
     def _more(self):
         column, row = QVBoxLayout(), QHBoxLayout()
-        self.refine = self._button("refine", tr("&Refine selected"))
+        self.refine = self._button("refine", tr("Refine &selected"))
         self.refine.setToolTip(tr("Load the clicks of the selected object and change them."))
         self.flag = self._button("flag", tr("&Flag low quality"))
         self.flag.setToolTip(tr("Mark and select the objects that should be looked at."))

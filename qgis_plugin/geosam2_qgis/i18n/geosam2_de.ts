@@ -17,14 +17,10 @@
 <translation>&amp;Bilddaten</translation></message>
 <message><source>&amp;Model</source>
 <translation>&amp;Modell</translation></message>
-<message><source>&amp;Other shape</source>
-<translation>A&amp;ndere Form</translation></message>
 <message><source>&amp;Output</source>
 <translation>A&amp;usgabe</translation></message>
 <message><source>&amp;Pause (Esc)</source>
 <translation>&amp;Pause (Esc)</translation></message>
-<message><source>&amp;Refine selected</source>
-<translation>Ge&amp;wähltes verfeinern</translation></message>
 <message><source>&amp;Resume (Esc)</source>
 <translation>&amp;Weiter (Esc)</translation></message>
 <message><source>A package was not found for this Python ({python}).</source>
@@ -71,8 +67,10 @@
 <translation>Lädt etwa 400 MB herunter und braucht etwa 1,5 GB auf der Festplatte.</translation></message>
 <message><source>Engine status</source>
 <translation>Zustand des Rechenkerns</translation></message>
-<message><source>Engine {version}, {device}</source>
-<translation>Rechenkern {version}, {device}</translation></message>
+<message><source>Engine {version}</source>
+<translation>Rechenkern {version}</translation></message>
+<message><source>Engine: model {model} on {device}</source>
+<translation>Rechenkern: Modell {model} auf {device}</translation></message>
 <message><source>Enter accepts; more clicks correct.</source>
 <translation>Enter übernimmt; weitere Klicks verbessern.</translation></message>
 <message><source>Extent</source>
@@ -141,8 +139,6 @@
 <translation>Objekte, die man ansehen sollte, markieren und auswählen.</translation></message>
 <message><source>Model</source>
 <translation>Modell</translation></message>
-<message><source>Model {model} on {device}.</source>
-<translation>Modell {model} auf {device}.</translation></message>
 <message><source>New GeoPackage</source>
 <translation>Neues GeoPackage</translation></message>
 <message><source>New GeoPackage...</source>
@@ -161,6 +157,8 @@
 <translation>Dort wurde nichts gefunden: Setzen Sie einen weiteren Punkt oder ziehen Sie einen Rahmen.</translation></message>
 <message><source>Number of objects</source>
 <translation>Anzahl der Objekte</translation></message>
+<message><source>O&amp;ther shape</source>
+<translation>A&amp;ndere Form</translation></message>
 <message><source>Objects</source>
 <translation>Objekte</translation></message>
 <message><source>Objects that reach the border of the frame are followed.</source>
@@ -181,6 +179,8 @@
 <translation>Python mit geosam2</translation></message>
 <message><source>Rapid</source>
 <translation>Schnell</translation></message>
+<message><source>Refine &amp;selected</source>
+<translation>Ge&amp;wähltes verfeinern</translation></message>
 <message><source>Refine GeoSAM2 object</source>
 <translation>GeoSAM2-Objekt verfeinern</translation></message>
 <message><source>Remove the last point or box (Backspace).</source>

@@ -306,8 +306,9 @@ class EngineStatus(QgsProcessingAlgorithm):
 
     def processAlgorithm(self, parameters, context, feedback):
         with Client(feedback) as client:
-            ready = client.ready
-        names = ("version", "protocol", "backend", "device", "python")
+            loaded, _ = client.call("load_model", device=settings.get("device") or None)
+            ready = {**client.ready, **loaded}
+        names = ("version", "protocol", "backend", "model", "device", "python")
         text = ", ".join(f"{name} {ready[name]}" for name in names if name in ready)
         feedback.pushInfo(text)
         return {self.STATUS: text}
