@@ -11,7 +11,6 @@ from .core import settings
 from .core.engine import Engine
 from .core.i18n import install_translator, tr
 from .core.session import Session
-from .core.setup import Plan
 from .processing.provider import Provider
 
 HERE = Path(__file__).parent
@@ -138,6 +137,8 @@ class GeoSAM2Plugin:
         self._dialog.raise_()
 
     def _plan(self, wheels, cpu_only):
+        from .core.setup import Plan
+
         return Plan(
             settings.engine_folder(), settings.get("packages"), wheels, cpu_only, _proxy_of_qgis()
         )

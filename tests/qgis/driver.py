@@ -656,6 +656,7 @@ def reload_five_times():
         QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
         yield pause(0.2)
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    figures["reload_ms"] = plugin_times.get("geosam2_qgis")  # without compiling the sources
     window = iface.mainWindow()
     assert len(window.findChildren(QToolBar, "geosam2Toolbar")) == 1
     assert len(window.findChildren(QDockWidget, "geosam2Dock")) == 1
@@ -716,6 +717,7 @@ def real_model():
     shot("20_real_accepted")
     x, y = SETUP["real_road"]
     yield from view(x - 150, y - 150, x + 150, y + 150)
+    settings.setValue("geosam2/detail", "finest")
     session().max_frames = 4
     gaps = Gaps()
     click(x, y)
@@ -727,6 +729,7 @@ def real_model():
     road = max(results().getFeatures(), key=lambda one: one["id"])
     assert road.geometry().isGeosValid()
     figures["real_road_frames"] = road["frames"]
+    settings.remove("geosam2/detail")
     yield pause(0.6)
     yield lambda: not canvas.isDrawing()
     shot("21_real_road")
