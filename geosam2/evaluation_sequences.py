@@ -80,10 +80,11 @@ def judge_video(folder: Path, model: SAM2) -> dict[str, float]:
     for result in predictor.track():
         if not 0 < result.frame < len(frames) - 1:
             continue
-        for n, mask in zip(result.object_ids, result.masks.numpy(), strict=True):
-            truth = truths[result.frame] == n
-            regions[int(str(n))].append(iou(mask, truth))
-            outlines[int(str(n))].append(boundary_f(mask, truth))
+        for name, mask in zip(result.object_ids, result.masks.numpy(), strict=True):
+            number = int(str(name))
+            truth = truths[result.frame] == number
+            regions[number].append(iou(mask, truth))
+            outlines[number].append(boundary_f(mask, truth))
     J = float(np.mean([np.mean(v) for v in regions.values()]))
     F = float(np.mean([np.mean(v) for v in outlines.values()]))
     return {"J": round(J, 4), "F": round(F, 4), "J&F": round((J + F) / 2, 4), "n": len(ids)}

@@ -74,7 +74,7 @@ def region_growing(pixels: Pixels) -> Answerer:
                 far = np.where(np.linalg.norm(image - image[other], axis=2) < far, np.inf, far)
             near = (far <= tolerance).astype(np.uint8)
             near[cell] = 1
-            found |= flood(near, cell)
+            found |= flood(near, cell)  # type: ignore[no-untyped-call]
         return found
 
     return answer

@@ -325,7 +325,7 @@ def test_the_embedded_model_answers_a_click_and_corrections() -> None:
 
 
 def test_distances_used_for_clicks_are_those_of_scipy() -> None:
-    mask = disc(40, 12)
+    mask = disc(64, 12)
     found, (top, left), step = prompts.depth(mask)
     assert step == 1
     whole = ndimage.distance_transform_edt(mask)

@@ -146,7 +146,9 @@ class Trainer:
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
             {"params": list(self.model.image_encoder.trunk.parameters()), "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), lr=0.0, fused=True)
+        # not fused: that kernel takes numbers in memory order, and gradients that were averaged
+        # lie otherwise in memory than channels-last weights do
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), lr=0.0)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.out = self.recipe.out
         self.started = time.monotonic()
