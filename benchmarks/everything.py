@@ -25,6 +25,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import shapely
+import torch
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio import features as raster_features
@@ -49,7 +50,9 @@ Shapes = Any
 
 def finish(job: Job) -> geopandas.GeoDataFrame:
     """The whole run in this process."""
-    *_, last = start(job, InProcess(), resume=True)
+    last = None
+    for progress in start(job, InProcess(), resume=True):  # none if it has been finished before
+        last = progress
     return collect(job, last)
 
 
@@ -279,12 +282,30 @@ def scaling(folder: Path, quick: bool) -> dict[str, Any]:
     return {"wall_seconds": seconds, "scaling_2": round(seconds[1] / seconds[2], 3)}
 
 
+class _Resize(torch.nn.Module):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.height, self.width = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = [self.height, self.width]
+        return torch.nn.functional.interpolate(x[None], size=size, mode="bilinear")[0]
+
+
+class _Normalize(torch.nn.Module):
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.std
+
+
 def lend_torchvision() -> None:
-    """Meta's generator wants two functions of torchvision; where it is missing, it gets these."""
+    """Meta's generator wants a little of torchvision; where it is missing, it gets this."""
     import importlib.util
     import types
-
-    import torch
 
     if importlib.util.find_spec("torchvision") is not None:
         return
@@ -307,9 +328,13 @@ def lend_torchvision() -> None:
             order = order[common <= limit * union]
         return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
 
-    names = ("torchvision", "torchvision.ops", "torchvision.ops.boxes")
+    def to_tensor(image: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+    names = ("torchvision", "torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms")
     modules = [types.ModuleType(name) for name in names]
-    vars(modules[-1]).update(batched_nms=batched_nms, box_area=box_area)
+    vars(modules[2]).update(batched_nms=batched_nms, box_area=box_area)
+    vars(modules[3]).update(Normalize=_Normalize, Resize=_Resize, ToTensor=lambda: to_tensor)
     sys.modules.update(zip(names, modules, strict=True))
 
 
@@ -319,7 +344,6 @@ def meta(quick: bool) -> dict[str, Any]:
     The weights do not matter for the time as long as the same share of masks passes the filters:
     the limit is set so that a third of the masks does.
     """
-    import torch
     from geosam2_model import SAM2, Prompts
     from geosam2_model.config import VARIANTS
 

@@ -51,7 +51,7 @@ class Recipe:
     """In the flat layer, an object that better ones cover by more than this share is dropped."""
     layer: Layer = "flat"
     """"flat": no two polygons overlap; "parts": all of them, with the `parent` they lie in."""
-    gap_logit: float = 4.0
+    gap_logit: float = 1.0
     """Gaps between two objects close where both logits are above minus this."""
     simplify: float = 1.0
     """Tolerance of the simplified borders in pixels; 0 keeps the pixels' corners."""

@@ -264,6 +264,9 @@ def test_after_killing_a_client_the_run_goes_on(path, tmp_path, undisturbed, see
         victim.stdout.readline()
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
+    for pipe in (victim.stdout, victim.stderr):
+        assert pipe is not None
+        pipe.close()
     done = process(*arguments, "--resume")
     _, errors = done.communicate(timeout=800)
     assert done.returncode == 0, errors
