@@ -28,13 +28,13 @@ trap 'rm -rf "$home"' EXIT
 clean() { env -u DISPLAY -u GEOSAM2_PYTHON HOME="$home" XDG_RUNTIME_DIR="$home" "$@"; }
 
 echo "== parts, in QGIS without a window"
-clean QT_QPA_PLATFORM=offscreen timeout 400 $qgis_venv/bin/python $pytest \
+clean QT_QPA_PLATFORM=offscreen timeout 900 $qgis_venv/bin/python $pytest \
     tests/qgis/test_session.py tests/qgis/test_output.py tests/qgis/test_processing.py \
-    tests/qgis/test_widgets.py
+    tests/qgis/test_widgets.py -k "not set_up"  # those make environments: once, below, is enough
 echo "== Qt 6"
-clean QT_QPA_PLATFORM=offscreen PYTHONPATH=tests/qgis/qt6shim timeout 300 $qt6_venv/bin/python $pytest \
+clean QT_QPA_PLATFORM=offscreen PYTHONPATH=tests/qgis/qt6shim timeout 600 $qt6_venv/bin/python $pytest \
     --noconftest tests/qgis/test_widgets.py
 echo "== qgis_process"
-clean timeout 300 $qgis_venv/bin/python $pytest -p no:pytest_qgis tests/qgis/test_qgis_process.py
+clean timeout 600 $qgis_venv/bin/python $pytest -p no:pytest_qgis tests/qgis/test_qgis_process.py
 echo "== the whole, in a real window"
 clean timeout 1000 $qgis_venv/bin/python $pytest -s -p no:pytest_qgis tests/qgis/test_desktop.py
