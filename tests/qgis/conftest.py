@@ -138,3 +138,20 @@ def session(engine):
     it.missing.connect(it.holes.append)
     yield it
     it.set_layer(None)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Remember the result for the end."""
+    session.config.geosam2_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Leave without taking QGIS's libraries down: with Python objects alive that order may crash.
+
+    Ending cleanly is tested where it matters to people, in the real window (test_desktop.py).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "qgis.core" in sys.modules:
+        os._exit(getattr(config, "geosam2_status", 1))
