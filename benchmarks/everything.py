@@ -314,9 +314,9 @@ def lend_torchvision() -> None:
         return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
     def batched_nms(
-        boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, limit: float
+        boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
     ) -> torch.Tensor:
-        boxes = boxes.float() + classes.float()[:, None] * (boxes.max() + 1)
+        boxes = boxes.float() + idxs.float()[:, None] * (boxes.max() + 1)
         order, kept = scores.argsort(descending=True), []
         while len(order):
             first, order = order[0], order[1:]
@@ -325,7 +325,7 @@ def lend_torchvision() -> None:
             high = torch.minimum(boxes[order, 2:], boxes[first, 2:])
             common = (high - low).clamp(min=0).prod(1)
             union = box_area(boxes[order]) + box_area(boxes[first][None]) - common
-            order = order[common <= limit * union]
+            order = order[common <= iou_threshold * union]
         return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
 
     def to_tensor(image: np.ndarray[Any, Any]) -> torch.Tensor:
