@@ -45,7 +45,8 @@ def run(tmp_path_factory):
 def count(path):
     from osgeo import ogr
 
-    return ogr.Open(str(path)).GetLayer(0).GetFeatureCount()
+    data = ogr.Open(str(path))  # the layer is gone when nobody holds its file
+    return data.GetLayer(0).GetFeatureCount()
 
 
 def test_segment_everything_writes_a_file(run):
