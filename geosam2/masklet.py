@@ -149,6 +149,8 @@ class PanOptions:
     """Show the network what was decided in the overlap, as a mask and points."""
     positions: Literal["map", "frame"] = "map"
     """Where memories are: on the map, or (the plain video way) all in the same place."""
+    second_thoughts: int = 2
+    """Times that the network sees its own mask as a prompt; the best by its own guess is kept."""
     gate: Gate = field(default_factory=Gate)
     """What a frame must show."""
     alternative: int | None = None

@@ -354,7 +354,10 @@ class Panning:
         with torch.no_grad():
             features = self._conditioned(frame.features, start)
             answers = self._answers(features, said, frame, known, weight, seeds)
-        answer = max(answers, key=_quality)
+            answer = max(answers, key=_quality)
+            for _ in range(self.options.second_thoughts):
+                again_ = self._again(features, said, frame, known, weight, seeds, answer)
+                answer = max(answer, again_, key=_quality)
         return self._judged(start, answer), answer
 
     def _conditioned(self, features: ImageFeatures, report: FrameReport) -> ImageFeatures:
@@ -408,6 +411,23 @@ class Panning:
         ambiguous = prompts is None or prompts.num_points <= 1
         found = ask(ambiguous)
         return [found[chosen]] if chosen is not None and ambiguous else found
+
+    def _again(
+        self,
+        features: ImageFeatures,
+        said: FramePrompt,
+        frame: EncodedFrame,
+        known: FloatArray,
+        weight: FloatArray,
+        seeds: BoolArray,
+        answer: _Answer,
+    ) -> _Answer:
+        """A second thought: the network sees its own mask where nothing else is known."""
+        whole = answer.logits if said.logits is None else said.logits
+        whole = np.where(whole != 0, whole, answer.logits)
+        own = replace(said, logits=np.clip(whole, -LIMIT, LIMIT))
+        out = self.encoder.model.decode(features, network_prompts([own], frame))
+        return _read(_only(out, 0), known, weight, seeds)
 
     def _judged(self, start: FrameReport, answer: _Answer) -> FrameReport:
         report = replace(

@@ -11,7 +11,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from geosam2.errors import LevelError, PromptError
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, check_valid, locate, network_prompts
-from geosam2.propagate import GAP, Panning, seeds_of
+from geosam2.propagate import GAP, LIMIT, Panning, seeds_of
 from geosam2.quality import stability_score
 from geosam2.refine import Refining, refinable_level
 from geosam2.scene import open_scene
@@ -32,13 +32,14 @@ from geosam2.tiling import FrameGrid, FrameIndex
 if TYPE_CHECKING:
     import geopandas
     import shapely
-    from geosam2_model import SAM2
+    from geosam2_model import SAM2, Decoded
 
     from geosam2.levels import Level
     from geosam2.scene import Scene
 
 FloatArray = NDArray[np.float32]
 
+SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt; see `PanOptions`
 BATCH = 64  # objects that are decoded together on one frame
 MOST_LEVELS = 5  # levels that the adaptive zoom looks at: the finest and up to 16 times coarser
 COVER = (0.02, 0.5)  # share of a frame that a mask should cover for its level to be right
@@ -247,6 +248,8 @@ class Segmenter:
         with torch.no_grad():
             ambiguous = prompts.num_points <= 1 and prompts.masks is None
             out = self.model.decode(frame.features, prompts, multimask=ambiguous)
+            for _ in range(SECOND_THOUGHTS):
+                out = self._again(out, said, frame)
         logits = out.logits.float().cpu().numpy()
         ious, scores = out.predicted_iou.tolist(), out.object_score.tolist()
         return [
@@ -256,6 +259,19 @@ class Segmenter:
             ]
             for n in range(len(said))
         ]
+
+    def _again(self, out: Decoded, said: list[FramePrompt], frame: EncodedFrame) -> Decoded:
+        """Show the network its own best masks as prompts; keep what it then thinks better of."""
+        import torch
+
+        best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
+        own = [replace(one, logits=mask) for one, mask in zip(said, best, strict=True)]
+        new = self.model.decode(frame.features, network_prompts(own, frame))
+        rows, better = torch.arange(len(said)), new.best_iou >= out.best_iou
+        logits, ious = out.logits.clone(), out.predicted_iou.clone()
+        at = rows[better], out.best[better]
+        logits[at], ious[at] = new.best_logits[better], new.best_iou[better]
+        return replace(out, logits=logits, predicted_iou=ious)
 
     # -- whole objects
 

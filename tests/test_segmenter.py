@@ -79,7 +79,7 @@ def test_many_prompts_on_one_frame_are_decoded_together(path):
     prompts = [Prompt(points=(on_map(100 + n, 105),), object_id=n) for n in range(1, 28)]
     masks = one.predict(prompts)
     assert [mask.prompt.object_id for mask in masks] == list(range(1, 28))
-    assert len(calls) <= 2  # the prompts lie on one or two frames
+    assert len(calls) <= 6  # one or two frames, with two second thoughts each
     alone = one.predict(prompts[3])[0]
     assert np.array_equal(alone.logits, masks[3].logits)
 
