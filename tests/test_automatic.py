@@ -92,7 +92,7 @@ def test_points_are_only_set_in_the_region_of_interest():
 
 def test_zoomed_regions_find_what_the_frame_is_too_coarse_for():
     pixels = np.zeros((3, 256, 256), np.uint8)
-    pixels[:, 100:106, 120:126] = np.array([200, 30, 60])[:, None, None]
+    pixels[:, 102:105, 122:125] = np.array([200, 30, 60])[:, None, None]
     recipe = replace(RECIPE, min_region=0, points=(16, 0, 0))
     coarse = find_masks(ColourOracle(), pixels, ALL, LAYOUT, (0, 0), recipe)
     assert coarse.parts == ()
@@ -103,7 +103,7 @@ def test_zoomed_regions_find_what_the_frame_is_too_coarse_for():
         ALL,
         LAYOUT,
         (0, 0),
-        replace(recipe, points=(16, 0, 16)),
+        replace(recipe, points=(16, 0, 32)),
         enlarge=lambda region: np.kron(
             pixels[:, region.box.top : region.box.bottom, region.box.left : region.box.right],
             np.ones((1, 4, 4), np.uint8),
@@ -111,7 +111,7 @@ def test_zoomed_regions_find_what_the_frame_is_too_coarse_for():
     )
     (part,) = fine.parts
     assert part.step == 1
-    assert part.area == 36
+    assert part.area == 9
 
 
 def test_what_a_zoomed_region_cuts_is_left_to_the_frame():

@@ -97,7 +97,7 @@ def test_blocks_change_no_more_than_the_corners_on_their_outline(scene, everythi
     for shape in mine:
         twin = other.geometry.iloc[tree.nearest(shape.representative_point())]
         common = shapely.intersection(shape, twin).area
-        assert common / shapely.union(shape, twin).area > 0.97
+        assert common / shapely.union(shape, twin).area > 0.95
 
 
 def test_the_order_of_steps_changes_nothing(scene, everything, tmp_path):
