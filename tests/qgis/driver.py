@@ -432,6 +432,8 @@ def follow_a_lake():
     gaps = None
     yield from begin_lake("--backend fake --delay 0.15")
     gaps = Gaps()
+    told = []
+    session().progress.connect(lambda done, waiting: told.append(done))
     assert tasks(), "no task in the status bar"
     seen, grown = [], []
     while state() == "following":
@@ -443,7 +445,9 @@ def follow_a_lake():
         yield pause(0.03)
     figures["follow_gap_ms"] = gaps.stop()
     yield lambda: state() == "empty"
-    assert max(seen) >= 7, seen
+    assert max(told) >= 7, told
+    assert told == sorted(told), told
+    assert len(set(seen)) >= 3, seen  # the bar moved while we looked at it
     assert seen == sorted(seen), seen
     assert grown[-1] > grown[0]
     feature = only_feature()
