@@ -397,10 +397,11 @@ def _parts(candidates: _Candidates, region: Box, frame_box: Box, key: FrameKey) 
 
 
 def _suppress_across(parts: list[Part], limit: float) -> list[Part]:
-    """Between tiers the sharper mask wins, then the better one."""
+    """Between tiers the sharper mask wins; between overlapping regions of a tier the better one."""
     stays: list[Part] = []
     for part in sorted(parts, key=lambda p: (p.step, -p.score, p.origin)):
-        if all(part.step == other.step or overlap_iou(part, other) <= limit for other in stays):
+        rivals = (other for other in stays if not part.step == other.step == CELL)
+        if all(overlap_iou(part, other) <= limit for other in rivals):
             stays.append(part)
     return stays
 
