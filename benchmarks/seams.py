@@ -315,7 +315,9 @@ def split(result: Found) -> float:
 def main() -> None:
     """Run and print; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one object of 4 frames and three buildings")
+    parser.add_argument(
+        "--quick", action="store_true", help="one object of 4 frames and three buildings"
+    )
     parser.add_argument("--model", default="nano")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))

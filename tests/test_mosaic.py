@@ -16,7 +16,11 @@ TRANSFORM = Affine(2, 0, 10, 0, -2, 20)
 
 def patch(row, col, logits=None, **kwargs):
     if logits is None:
-        logits = np.random.default_rng((row + 1000) * 7 + col + 1000).normal(size=(32, 32)).astype(np.float32)
+        logits = (
+            np.random.default_rng((row + 1000) * 7 + col + 1000)
+            .normal(size=(32, 32))
+            .astype(np.float32)
+        )
     return Patch(row, col, logits, overlap=OVERLAP, **kwargs)
 
 

@@ -26,9 +26,6 @@ def test_notebook_runs(path: Path) -> None:
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     pictures = [
-        output
-        for cell in code
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
+        output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})
     ]
     assert pictures, "a notebook of ours shows the result over the imagery"
