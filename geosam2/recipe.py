@@ -110,8 +110,9 @@ class Recipe:
 def recipe_for(network: Any) -> Recipe:
     """The defaults for a model: a point each 32 network pixels, and thresholds on its own scale.
 
-    The embedded model is a modest judge of itself: its predicted IoU seldom exceeds 0.7, and the
-    stability of a mask says more. Meta's models want the limits of their own generator.
+    The embedded model is soft at borders: on training chips of the drone scene, masks more stable
+    than 0.6 have a mean IoU of 0.70, and no more than a third of all masks is. Meta's models want
+    the limits of their own generator.
 
     >>> from types import SimpleNamespace
     >>> meta = SimpleNamespace(config=SimpleNamespace(trunk="hiera", image_size=1024))
@@ -123,7 +124,7 @@ def recipe_for(network: Any) -> Recipe:
         return Recipe(min_iou=0.8, min_stability=0.92, coverage_points=32)
     side = max(1, (config.image_size if config is not None else 512) // 32)
     tiers = (side, max(1, side // 2), max(1, side // 8))
-    return Recipe(points=tiers, min_iou=0.5, min_stability=0.7, chunk=16, coverage_points=24)
+    return Recipe(points=tiers, min_iou=0.5, min_stability=0.6, chunk=16, coverage_points=24)
 
 
 _SHARES = (
