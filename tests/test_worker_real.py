@@ -178,7 +178,9 @@ def test_everything_in_a_corner_and_a_cancel_in_the_middle(
 ) -> None:
     x, y = place(drawing, 1000, 700)
     bounds = (x, y - 40, x + 40, y)
-    found = [item for step in backend.everything(bounds, 1, {"points": [16]}) for item in step.found]
+    found = [
+        item for step in backend.everything(bounds, 1, {"points": [16]}) for item in step.found
+    ]
     assert found
     assert all(shapely.from_wkb(item.wkb).is_valid for item in found)
     assert all(math.isclose(item.cell, 2 * description(EXAMPLE).resolutions[0]) for item in found)
