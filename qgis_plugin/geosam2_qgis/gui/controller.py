@@ -84,7 +84,7 @@ class Controller(QObject):
             signal.connect(slot)
 
     def unload(self):
-        """Undo everything; nothing of the plugin stays on the canvas."""
+        """Undo everything: nothing stays on the canvas, and the engine ends."""
         self.session.reset()
         for signal, slot in self._wires:
             signal.disconnect(slot)
@@ -95,9 +95,9 @@ class Controller(QObject):
         self.tool.remove()
         self.marks.remove()
         self.escape.setEnabled(False)
-        self.escape.deleteLater()
-        self.tool.deleteLater()
-        self.deleteLater()
+        self.session.engine.stop()
+        for thing in (self.escape, self.tool, self.session, self.session.engine, self):
+            thing.deleteLater()
 
     def _load_choices(self):
         self.panel.choose(*(settings.get(n) for n in ("detail", "preset", "follow", "maxFrames")))

@@ -1,10 +1,8 @@
-"""The dock: the panel with QGIS's layer list in it."""
+"""The dock. What is in it is made when it is first shown."""
 
-from qgis.core import QgsMapLayerProxyModel
-from qgis.gui import QgsDockWidget, QgsMapLayerComboBox
+from qgis.gui import QgsDockWidget
 
 from ..core.i18n import tr
-from .panel import Panel
 
 
 class Dock(QgsDockWidget):
@@ -13,6 +11,20 @@ class Dock(QgsDockWidget):
     def __init__(self, parent=None):
         super().__init__(tr("GeoSAM2"), parent)
         self.setObjectName("geosam2Dock")
+        self.wake = lambda: None  # called when the dock is shown; makes what lies behind it
+        self.panel = None
+
+    def showEvent(self, event):
+        self.wake()
+        super().showEvent(event)
+
+    def fill(self):
+        """Make the panel, with QGIS's list of raster layers in it."""
+        from qgis.core import QgsMapLayerProxyModel
+        from qgis.gui import QgsMapLayerComboBox
+
+        from .panel import Panel
+
         self.layer_box = QgsMapLayerComboBox()
         self.layer_box.setObjectName("geosam2Imagery")
         self.layer_box.setFilters(QgsMapLayerProxyModel.Filter.RasterLayer)

@@ -1,30 +1,10 @@
 """The page in Settings > Options: everything has a default that needs no visit."""
 
-from pathlib import Path
-
-from qgis.gui import QgsFileWidget, QgsOptionsPageWidget, QgsOptionsWidgetFactory
-from qgis.PyQt.QtGui import QIcon
+from qgis.gui import QgsFileWidget, QgsOptionsPageWidget
 from qgis.PyQt.QtWidgets import QDoubleSpinBox, QFormLayout, QLabel, QLineEdit, QSpinBox
 
 from ..core import settings
 from ..core.i18n import tr
-
-ICON = Path(__file__).parent.parent / "icons" / "geosam2.svg"
-
-
-class OptionsFactory(QgsOptionsWidgetFactory):
-    """Makes the page."""
-
-    def __init__(self, changed):
-        super().__init__()
-        self._changed = changed
-        self.setTitle(tr("GeoSAM2"))
-
-    def icon(self):
-        return QIcon(str(ICON))
-
-    def createWidget(self, parent):
-        return OptionsPage(self._changed, parent)
 
 
 class OptionsPage(QgsOptionsPageWidget):

@@ -1,13 +1,6 @@
-"""The three algorithms."""
-
-import json
-from datetime import datetime, timezone
+"""The three algorithms as Processing sees them: names, help, parameters. `runs` does the work."""
 
 from qgis.core import (
-    QgsCoordinateTransform,
-    QgsFeature,
-    QgsFeatureSink,
-    QgsFields,
     QgsProcessing,
     QgsProcessingAlgorithm,
     QgsProcessingException,
@@ -20,29 +13,18 @@ from qgis.core import (
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
-    QgsProject,
-    QgsWkbTypes,
 )
 
-from ..core import output, pixels, settings
 from ..core.i18n import tr
-from .client import Client, Stopped, objects
 
-PRESETS = ("rapid", "high-res")
 Number = QgsProcessingParameterNumber.Type
 
 
 class Base(QgsProcessingAlgorithm):
     """What the algorithms share: the raster, the level, the model, the sink."""
 
-    INPUT, RESOLUTION, PRESET, MIN_AREA, OUTPUT = (
-        "INPUT",
-        "RESOLUTION",
-        "PRESET",
-        "MIN_AREA",
-        "OUTPUT",
-    )
-    COUNT = "COUNT"
+    INPUT, RESOLUTION, PRESET, MIN_AREA = "INPUT", "RESOLUTION", "PRESET", "MIN_AREA"
+    OUTPUT, COUNT = "OUTPUT", "COUNT"
 
     def createInstance(self):
         return type(self)()
@@ -62,21 +44,20 @@ class Base(QgsProcessingAlgorithm):
         preset = QgsProcessingParameterEnum(
             self.PRESET, tr("Model"), [tr("Rapid"), tr("High resolution")], defaultValue=0
         )
-        self.addParameter(resolution)
-        self.addParameter(preset)
         area = QgsProcessingParameterNumber(
             self.MIN_AREA, tr("Smallest area in square metres"), Number.Double, 0.0, minValue=0.0
         )
-        self.addParameter(area)
-        self.addParameter(
-            QgsProcessingParameterFeatureSink(
-                self.OUTPUT, tr("Objects"), QgsProcessing.SourceType.TypeVectorPolygon
-            )
+        sink = QgsProcessingParameterFeatureSink(
+            self.OUTPUT, tr("Objects"), QgsProcessing.SourceType.TypeVectorPolygon
         )
+        for parameter in (resolution, preset, area, sink):
+            self.addParameter(parameter)
         self.addOutput(QgsProcessingOutputNumber(self.COUNT, tr("Number of objects")))
 
     def prepareAlgorithm(self, parameters, context, feedback):
         """In the GUI thread: clone the layer, so that the background thread owns its copy."""
+        from ..core import pixels
+
         layer = self.parameterAsRasterLayer(parameters, self.INPUT, context)
         if layer is None or not layer.isValid():
             raise QgsProcessingException(self.invalidRasterError(parameters, self.INPUT))
@@ -87,51 +68,6 @@ class Base(QgsProcessingAlgorithm):
             )
         self.crs = layer.crs()
         return True
-
-    def level(self, parameters, context):
-        """The level nearest to the wanted cell size."""
-        cell = self.parameterAsDouble(parameters, self.RESOLUTION, context)
-        return self.description.level_for(cell) if cell > 0 else 0
-
-    def open(self, client, parameters, context):
-        """Load the model and open the raster."""
-        preset = PRESETS[self.parameterAsEnum(parameters, self.PRESET, context)]
-        client.call("load_model", model=preset, device=settings.get("device") or None)
-        client.call("open", scene=self.description.message())
-
-    def sink(self, parameters, context):
-        """(sink, id, fields) of the output layer."""
-        fields = QgsFields()
-        for item in output.new_fields():
-            fields.append(item)
-        sink, name = self.parameterAsSink(
-            parameters, self.OUTPUT, context, fields, QgsWkbTypes.Type.MultiPolygon, self.crs
-        )
-        if sink is None:
-            raise QgsProcessingException(self.invalidSinkError(parameters, self.OUTPUT))
-        return sink, name, fields
-
-    def feature(self, fields, number, shape, prompt):
-        """A feature of the sink, and its area in square metres."""
-        area = output.ellipsoidal_area(shape.geometry, self.crs)
-        figures = shape.figures
-        thresholds = settings.get("minScore"), settings.get("minStability")
-        values = {
-            "id": number, "score": figures.get("score"), "stability": figures.get("stability"),
-            "area_m2": area, "frames": figures.get("frames"),
-            "open_edges": figures.get("open_edges"), "cell_size": figures.get("cell"),
-            "review": output.judge(figures, *thresholds), "model": figures.get("model"),
-            "source": self.description.source,
-            "prompt": json.dumps({**prompt, "crs": self.description.crs}) if prompt else None,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }  # fmt: skip
-        geometry = shape.geometry
-        geometry.convertToMultiType()
-        feature = QgsFeature(fields)
-        feature.setGeometry(geometry)
-        for name, value in values.items():
-            feature[name] = value
-        return feature, area
 
 
 class SegmentRaster(Base):
@@ -158,42 +94,9 @@ class SegmentRaster(Base):
         self.add_common()
 
     def processAlgorithm(self, parameters, context, feedback):
-        sink, name, fields = self.sink(parameters, context)
-        bounds = self._bounds(parameters, context)
-        smallest = self.parameterAsDouble(parameters, self.MIN_AREA, context)
-        count = 0
+        from . import runs
 
-        def progress(header, payload):
-            nonlocal count
-            for shape in objects(header, payload):
-                feature, area = self.feature(fields, count + 1, shape, None)
-                if area >= smallest:
-                    sink.addFeature(feature, QgsFeatureSink.Flag.FastInsert)
-                    count += 1
-            done, waiting = header["done"], header["waiting"]
-            feedback.setProgress(100 * done / max(1, done + waiting))
-
-        try:
-            with Client(feedback, self.layer, self.description) as client:
-                self.open(client, parameters, context)
-                level = self.level(parameters, context)
-                client.call("everything", progress, bounds=bounds, level=level)
-        except Stopped:
-            feedback.pushInfo(tr("Stopped after {count} objects.", count=count))
-        return {self.OUTPUT: name, self.COUNT: count}
-
-    def _bounds(self, parameters, context):
-        if not parameters.get(self.EXTENT):
-            return list(self.description.bounds)
-        box = self.parameterAsExtent(parameters, self.EXTENT, context, self.crs)
-        left, bottom, right, top = self.description.bounds
-        inside = [
-            max(left, box.xMinimum()), max(bottom, box.yMinimum()),
-            min(right, box.xMaximum()), min(top, box.yMaximum()),
-        ]  # fmt: skip
-        if inside[0] >= inside[2] or inside[1] >= inside[3]:
-            raise QgsProcessingException(tr("The extent does not touch the imagery."))
-        return inside
+        return runs.everything(self, parameters, context, feedback)
 
 
 class SegmentPrompts(Base):
@@ -229,59 +132,9 @@ class SegmentPrompts(Base):
         self.add_common()
 
     def processAlgorithm(self, parameters, context, feedback):
-        source = self.parameterAsSource(parameters, self.PROMPTS, context)
-        if source is None:
-            raise QgsProcessingException(self.invalidSourceError(parameters, self.PROMPTS))
-        sink, name, fields = self.sink(parameters, context)
-        smallest = self.parameterAsDouble(parameters, self.MIN_AREA, context)
-        transform = QgsCoordinateTransform(source.sourceCrs(), self.crs, QgsProject.instance())
-        count, total = 0, max(1, source.featureCount())
-        try:
-            with Client(feedback, self.layer, self.description) as client:
-                self.open(client, parameters, context)
-                for number, feature in enumerate(source.getFeatures()):
-                    for shape, prompt in self._segment(
-                        client, feature, transform, parameters, context, feedback
-                    ):
-                        made, area = self.feature(fields, count + 1, shape, prompt)
-                        if area >= smallest:
-                            sink.addFeature(made, QgsFeatureSink.Flag.FastInsert)
-                            count += 1
-                    feedback.setProgress(100 * (number + 1) / total)
-        except Stopped:
-            feedback.pushInfo(tr("Stopped after {count} objects.", count=count))
-        return {self.OUTPUT: name, self.COUNT: count}
+        from . import runs
 
-    def _segment(self, client, feature, transform, parameters, context, feedback):
-        """[(shape, prompt)] of one feature; a prompt that cannot be used is reported and skipped."""
-        geometry = feature.geometry()
-        if geometry.isEmpty():
-            return []
-        geometry.transform(transform)
-        prompt = prompt_of(geometry)
-        follow = self.parameterAsBool(parameters, self.FOLLOW, context)
-        level = self.level(parameters, context)
-        frames = settings.get("maxFrames") if follow else 1
-        try:
-            header, payload = client.call(
-                "follow", prompt=prompt, level=level, options={"max_frames": frames}
-            )
-        except QgsProcessingException as error:
-            if not client.alive:
-                raise
-            feedback.pushWarning(f"{feature.id()}: {error}")
-            return []
-        return [(shape, prompt) for shape in objects(header, payload)[:1]]
-
-
-def prompt_of(geometry):
-    """A click for points, a box for everything else."""
-    if QgsWkbTypes.geometryType(geometry.wkbType()) == QgsWkbTypes.GeometryType.PointGeometry:
-        points = [[vertex.x(), vertex.y()] for vertex in geometry.vertices()]
-        return {"points": points, "labels": [1] * len(points), "box": None}
-    box = geometry.boundingBox()
-    corners = [box.xMinimum(), box.yMinimum(), box.xMaximum(), box.yMaximum()]
-    return {"points": [], "labels": [], "box": corners}
+        return runs.from_prompts(self, parameters, context, feedback)
 
 
 class EngineStatus(QgsProcessingAlgorithm):
@@ -305,10 +158,6 @@ class EngineStatus(QgsProcessingAlgorithm):
         self.addOutput(QgsProcessingOutputString(self.STATUS, tr("Status")))
 
     def processAlgorithm(self, parameters, context, feedback):
-        with Client(feedback) as client:
-            loaded, _ = client.call("load_model", device=settings.get("device") or None)
-            ready = {**client.ready, **loaded}
-        names = ("version", "protocol", "backend", "model", "device", "python")
-        text = ", ".join(f"{name} {ready[name]}" for name in names if name in ready)
-        feedback.pushInfo(text)
-        return {self.STATUS: text}
+        from . import runs
+
+        return {self.STATUS: runs.status(feedback)}

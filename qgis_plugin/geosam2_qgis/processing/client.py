@@ -13,7 +13,6 @@ from qgis.PyQt.QtGui import QColor, QImage, QPainter
 from ..core import pixels, protocol, settings
 from ..core.engine import START_TIMEOUT, engine_environment, version_trouble
 from ..core.i18n import tr
-from ..core.session import shapes
 from ..core.trouble import Trouble
 
 CANCEL_GRACE = 1.0  # seconds that the engine has to answer a cancel
@@ -167,8 +166,3 @@ def draw(layer, bounds, width, height):
     finally:
         painter.end()
     return pixels.image_bytes(image)
-
-
-def objects(header, payload):
-    """The polygons of a message (same as in the interactive session)."""
-    return shapes(header, payload)
