@@ -278,7 +278,7 @@ def _masks(
         found += [
             ((i, int(n)), float(c))
             for n, c in zip(ids, counts, strict=True)
-            if n and MIN_PIXELS <= c < 0.9 * size * size
+            if n and MIN_PIXELS <= c < 0.98 * size * size
         ]
     others = [(key, c) for key, c in found if key != anchor]
     chosen = [key for key, _ in found if key == anchor]

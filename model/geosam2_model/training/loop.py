@@ -122,6 +122,10 @@ def _next(
     rng: np.random.Generator, question: Question, logits: Tensor, iou: Tensor, truth: Tensor
 ) -> Question:
     best = logits[torch.arange(len(logits)), iou.argmax(1)]
+    if rng.random() < 0.15:  # look again: the answer is the prompt, nobody clicks
+        return replace(
+            question, prompts=replace(question.prompts, masks=best[:, None].clamp(-12, 12))
+        )
     return correct(rng, question, best, truth, keep_mask=bool(rng.random() < 0.6))
 
 

@@ -91,9 +91,11 @@ def ask(rng: np.random.Generator, kind: str, masks: Array, truth: Tensor) -> Que
         clicks = _some_clicks(rng, masks, 0.5)
         return Question(replace(clicks, masks=rough_masks(rng, truth)), present)
     known = known_strips(rng, truth)
-    clicks = _some_clicks(rng, masks, 0.4, known)
-    told = (known > 0).flatten(1).any(1) | (clicks.labels == FOREGROUND).any(1)  # type: ignore[union-attr]
-    return Question(replace(clicks, masks=known), told)
+    clicks = _some_clicks(rng, masks, 0.75, known)
+    clicked = (clicks.labels == FOREGROUND).any(1)  # type: ignore[union-attr]
+    told = (known > 0).flatten(1).any(1) | clicked
+    wrong = _mislead(rng, known, told & ~clicked)
+    return Question(replace(clicks, masks=known), told & ~wrong)
 
 
 Points = list[tuple[tuple[float, float], int]]
@@ -135,6 +137,20 @@ def _some_clicks(
     return _points(rows)
 
 
+def _mislead(rng: np.random.Generator, known: Tensor, may: Tensor) -> Tensor:
+    """Mirror what is known of a few objects in place: then nothing is where it says; (N,) bool."""
+    wrong = may & torch.from_numpy(rng.random(len(may)) < 0.3)
+    for i in wrong.nonzero()[:, 0].tolist():
+        along = 1 if (known[i, 0] != 0).all(1).any() else 2  # the strip's short side stays
+        mirrored = known[i].flip(3 - along)
+        differs = (mirrored > 0) & ~(known[i] > 0)
+        if differs.sum() > 0.8 * (mirrored > 0).sum():
+            known[i] = mirrored
+        else:
+            wrong[i] = False
+    return wrong
+
+
 def point_in(rng: np.random.Generator, mask: Array) -> tuple[float, float] | None:
     """A pixel (x, y) in a stride-4 mask; None if it is empty."""
     if not mask.any():
@@ -165,7 +181,8 @@ def known_strips(rng: np.random.Generator, truth: Tensor) -> Tensor:
     strips = torch.zeros(N, 1, h, w, dtype=torch.bool)
     for i in range(N):
         for side in rng.choice(4, size=1 if rng.random() < 0.6 else 2, replace=False):
-            width = int(h * rng.uniform(0.15, 0.4))
+            # a quarter is what frames usually share
+            width = int(h * (0.25 if rng.random() < 0.5 else rng.uniform(0.15, 0.4)))
             view = strips[i, 0] if side < 2 else strips[i, 0].T
             view[slice(0, width) if side % 2 == 0 else slice(h - width, h)] = True
     return torch.where(strips, rough_logits(rng, truth), 0.0)

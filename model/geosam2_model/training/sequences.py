@@ -190,14 +190,15 @@ def _known_prompts(
     """Nothing, or the logits that earlier windows gave where they overlap, perhaps with a point."""
     N = len(sequence.index)
     nothing = Prompts(torch.zeros(N, 1, 2), torch.full((N, 1), -1))
-    if not on_map or rng.random() < 0.45:
+    if not on_map or rng.random() < 0.3:
         return nothing
     known = overlap_logits(said, sequence.places[: t + 1], features.size)
-    if rng.random() < 0.6:
+    if rng.random() < 0.3:
         return replace(nothing, masks=known)
-    points = [point_in(rng, mask) for mask in (known[:, 0] > 0).numpy()]
-    places = torch.tensor([p or (0.0, 0.0) for p in points])[:, None]
-    labels = torch.tensor([1 if p else -1 for p in points])[:, None]
+    count = 1 if rng.random() < 0.6 else 2  # as many as panning over a map gives
+    points = [[point_in(rng, m) for _ in range(count)] for m in (known[:, 0] > 0).numpy()]
+    places = torch.tensor([[p or (0.0, 0.0) for p in row] for row in points])
+    labels = torch.tensor([[1 if p else -1 for p in row] for row in points])
     return Prompts(places, labels, masks=known)
 
 

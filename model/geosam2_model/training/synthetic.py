@@ -1,7 +1,7 @@
 """Scenes that never were: shapes cut out of one texture and laid on another.
 
 What belongs together is known exactly, which no label drawn by hand is. Textures are pieces of real
-pictures or made of noise; shapes are roofs, fields, ponds, tracks and vehicles in rows.
+pictures or made of noise; shapes are roofs, fields, ponds, roads and vehicles in rows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from geosam2_model.training.data import Picture
 Array = npt.NDArray[Any]
 
 
-def scene(rng: np.random.Generator, textures: Sequence[Array], size: int = 320) -> Picture:
-    """One scene with 4 to 25 objects.
+def scene(rng: np.random.Generator, textures: Sequence[Array], size: int = 352) -> Picture:
+    """One scene with 1 to 40 objects.
 
     Args:
         rng: All randomness.
@@ -29,16 +29,71 @@ def scene(rng: np.random.Generator, textures: Sequence[Array], size: int = 320) 
     """
     pixels = _texture(rng, textures, size).astype(np.float32)
     labels = np.zeros((size, size), np.int32)
+    if rng.random() < 0.2:
+        _patchwork(rng, textures, pixels, labels)
     shapes = _row_of_likes(rng, size) if rng.random() < 0.25 else []
-    shapes += [_shape(rng, size) for _ in range(rng.integers(3, 14))]
+    few = rng.random() < 0.3  # large things are seen whole only where little lies on them
+    shapes += [_shape(rng, size) for _ in range(rng.integers(1, 4 if few else 14))]
     fill = None
-    for n, (shape, alike) in enumerate(shapes, start=1):
+    for n, (shape, alike) in enumerate(shapes, start=int(labels.max()) + 1):
         if fill is None or not alike:
             fill = _texture(rng, textures, size).astype(np.float32)
         _lay(rng, pixels, shape, fill)
         labels[np.asarray(shape) > 127] = n
+    for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.45 else 0):
+        _road(rng, pixels, labels, _texture(rng, textures, size).astype(np.float32))
     image = np.clip(pixels, 0, 255).astype(np.uint8)
     return Picture("synthetic", image, (labels,))
+
+
+def _patchwork(
+    rng: np.random.Generator, textures: Sequence[Array], pixels: Array, labels: Array
+) -> None:
+    """Fields that touch, some with all but the same crop, over the whole scene."""
+    size, count = len(labels), int(rng.integers(4, 24))
+    centres = rng.uniform(0, size, size=(count, 2))
+    rows, columns = np.mgrid[:size, :size]
+    stretch = np.exp(rng.uniform(-0.7, 0.7))  # fields are longer than wide
+    far = (rows[..., None] - centres[:, 0]) ** 2 + stretch * (
+        columns[..., None] - centres[:, 1]
+    ) ** 2
+    nearest = far.argmin(2)
+    crops = [_texture(rng, textures, size).astype(np.float32) for _ in range(rng.integers(2, 5))]
+    for n in range(count):
+        inside = nearest == n
+        tint = rng.normal(0, 10, size=3).astype(np.float32)
+        pixels[inside] = (crops[int(rng.integers(len(crops)))] + tint)[inside]
+    labels[:] = nearest + 1
+    if rng.random() < 0.7:  # balks and hedges
+        two = np.partition(np.sqrt(far), 1, axis=2)
+        balk = two[..., 1] - two[..., 0] < rng.uniform(1, 6)
+        pixels[balk] = rng.uniform(20, 220, size=3) + rng.normal(0, 8, size=(int(balk.sum()), 1))
+        labels[balk] = 0
+
+
+def _road(rng: np.random.Generator, pixels: Array, labels: Array, surface: Array) -> None:
+    """A road, a river or a net of roads from border to border, with what lies and drives on it."""
+    size = len(labels)
+    width = max(3, int(size * np.exp(rng.uniform(np.log(0.012), np.log(0.2)))))
+    lines = [_wander(rng, size) for _ in range(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))]
+    image = Image.new("L", (size, size))
+    for line in lines:
+        ImageDraw.Draw(image).line(line, fill=255, width=width, joint="curve")
+    _lay(rng, pixels, image, surface)
+    labels[np.asarray(image) > 127] = int(labels.max()) + 1
+    if width < 7 or rng.random() < 0.4:
+        return
+    marks = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(marks)
+    for line in lines:
+        for start, stop in zip(line[::2], line[1::2], strict=False):
+            draw.line([start, stop], fill=255, width=max(1, width // 16))
+        for place in rng.permutation(line)[: rng.integers(0, 12)]:  # vehicles
+            centre = place + rng.uniform(-0.35, 0.35, size=2) * width
+            angle = rng.uniform(0, np.pi)
+            draw.polygon(_rectangle(centre, width / 3, width / 6, angle), fill=255)
+    share = np.asarray(marks, np.float32)[..., None] / 255
+    pixels += (rng.uniform(0, 255, size=3).astype(np.float32) - pixels) * share
 
 
 def _lay(rng: np.random.Generator, pixels: Array, shape: Image.Image, fill: Array) -> None:
@@ -91,12 +146,10 @@ def _shape(rng: np.random.Generator, size: int) -> tuple[Image.Image, bool]:
     """A mask and whether it keeps the last texture (always False)."""
     image = Image.new("L", (size, size))
     draw = ImageDraw.Draw(image)
-    kind = rng.choice(["roof", "field", "pond", "track", "blob"], p=[0.3, 0.2, 0.2, 0.1, 0.2])
+    kind = rng.choice(["roof", "field", "pond", "blob"], p=[0.35, 0.2, 0.25, 0.2])
     centre = rng.uniform(0, size, size=2)
-    reach = size * np.exp(rng.uniform(np.log(0.03), np.log(0.35)))
-    if kind == "track":
-        draw.line(_wander(rng, size), fill=255, width=int(rng.integers(4, 26)), joint="curve")
-    elif kind == "roof":
+    reach = size * np.exp(rng.uniform(np.log(0.03), np.log(0.45)))
+    if kind == "roof":
         for corners in _roof(rng, centre, reach):
             draw.polygon(corners, fill=255)
     else:
