@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -27,13 +27,11 @@ import pyogrio
 import pyproj
 import rasterio
 import rasterio.errors
-import shapely
 from affine import Affine
 from pyogrio.errors import DataSourceError
 
 from geosam2.errors import ExportError, ExportWarning
-
-_DECIMALS = 7  # RFC 7946, section 11.2: about a centimetre
+from geosam2.geojson import plain, to_rfc7946, write_features, write_geojson
 
 
 @dataclass(frozen=True)
@@ -140,45 +138,12 @@ def write_many(
     with _replacing(path, copy=form.layers) as temporary:
         if form.wgs84:
             with temporary.open("w", encoding="utf-8") as stream:
-                return _write_features(every, stream, lines=form.driver == "GeoJSONSeq")
+                return write_features(every, stream, lines=form.driver == "GeoJSONSeq")
         for table in every if form.layers else [_joined(list(every))]:
             rows = _as_stored(table, form)
             _write(rows, temporary, form, layer, append=table is not first and form.layers)
             count += len(rows)
     return count
-
-
-def write_geojson(gdf: geopandas.GeoDataFrame, stream: TextIO, *, lines: bool = False) -> None:
-    """Write RFC 7946 GeoJSON, feature by feature.
-
-    Args:
-        gdf: With a CRS, or in longitude and latitude already.
-        stream: Text stream.
-        lines: Newline-delimited features instead of one collection.
-
-    >>> square = geopandas.GeoDataFrame({"id": [1]}, geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
-    >>> write_geojson(square, sys.stdout, lines=True)
-    {"type":"Feature","properties":{"id":1},"geometry":{"type":"Polygon","coordinates":[[[...]]]}}
-    """
-    _write_features([gdf], stream, lines=lines)
-
-
-def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.object_]:
-    """Geometries in WGS 84, counter-clockwise shells, in pieces within +-180 degrees.
-
-    Args:
-        geometries: (N,) in `crs`.
-        crs: Their CRS; None = longitude and latitude already.
-    """
-    if crs is not None and not pyproj.CRS(crs).equals(pyproj.CRS(4326), ignore_axis_order=True):
-        to_degrees = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
-        geometries = shapely.transform(geometries, to_degrees.transform, interleaved=False)
-    geometries = np.array([_cut(geometry) for geometry in geometries], dtype=object)
-    # rounding can make rings touch: the grid keeps them valid where plain rounding does not
-    rounded = shapely.transform(geometries, lambda points: points.round(_DECIMALS))
-    broken = ~shapely.is_valid(rounded) & shapely.is_valid(geometries)
-    rounded[broken] = shapely.set_precision(geometries[broken], 10.0**-_DECIMALS)
-    return np.asarray(shapely.orient_polygons(rounded))
 
 
 def write_mask(
@@ -250,19 +215,6 @@ def format_of(path: str | Path) -> Format:
     return FORMATS[suffix]
 
 
-def _write_features(
-    tables: Iterable[geopandas.GeoDataFrame], stream: TextIO, *, lines: bool
-) -> int:
-    """Write GeoJSON and say how many features."""
-    count = 0
-    stream.write("" if lines else '{"type":"FeatureCollection","features":[')
-    for feature in chain.from_iterable(map(_features, tables)):
-        stream.write(("\n" if lines else ",\n") * (count > 0) + feature)
-        count += 1
-    stream.write(("\n" if count else "") if lines else "]}\n")
-    return count
-
-
 def _write(
     stored: geopandas.GeoDataFrame, path: Path, form: Format, layer: str, *, append: bool = False
 ) -> None:
@@ -296,7 +248,7 @@ def _as_stored(gdf: geopandas.GeoDataFrame, form: Format) -> geopandas.GeoDataFr
         stored = gdf.set_geometry(to_rfc7946(gdf.geometry.to_numpy(), gdf.crs), crs=4326)
         for column in stored.columns.drop(stored.geometry.name):
             if _sort(stored[column]) in ("text", "date"):
-                stored[column] = [_plain(value) for value in stored[column]]
+                stored[column] = [plain(value) for value in stored[column]]
         return stored
     return _for_shapefile(_flat(gdf)) if form.driver == "ESRI Shapefile" else _flat(gdf)
 
@@ -405,66 +357,6 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _features(gdf: geopandas.GeoDataFrame) -> Iterator[str]:
-    columns = [column for column in gdf.columns if column != gdf.geometry.name]
-    geometries = to_rfc7946(gdf.geometry.to_numpy(), gdf.crs)
-    texts = shapely.to_geojson(geometries)
-    for values, text in zip(gdf[columns].itertuples(index=False), texts, strict=True):
-        properties = {name: _plain(value) for name, value in zip(columns, values, strict=True)}
-        body = json.dumps(properties, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        yield f'{{"type":"Feature","properties":{body},"geometry":{text or "null"}}}'
-
-
-def _plain(value: Any) -> Any:
-    """What JSON knows."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or pd.isna(value):
-        return None
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool)) else str(value)
-
-
-def _cut(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Cut a geometry in degrees at the antimeridian (RFC 7946, section 3.1.9)."""
-    if geometry is None or geometry.is_empty:
-        return geometry
-    west, _, east, _ = geometry.bounds
-    if west >= -180 and east <= 180 and east - west <= 180:
-        return geometry
-    pieces = [piece for part in shapely.get_parts(geometry) for piece in _cut_part(part)]
-    if len(pieces) == 1:
-        return pieces[0]
-    many = {0: shapely.multipoints, 1: shapely.multilinestrings, 2: shapely.multipolygons}
-    return many[int(shapely.get_dimensions(geometry))](pieces)
-
-
-def _cut_part(part: shapely.Geometry) -> Iterator[shapely.Geometry]:
-    """Pieces of a single point, line or polygon within +-180 degrees."""
-    if _jumps(part):  # western longitudes of something that straddles 180 become 180..360
-        part = shapely.transform(part, lambda p: p + [360, 0] * (p[:, :1] < 0))
-        part = part if part.is_valid else shapely.make_valid(part)
-    west, _, east, _ = part.bounds
-    for turn in range(int((west + 180) // 360), int((east + 180) // 360) + 1):
-        world = shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90)
-        inside = shapely.get_parts(shapely.intersection(part, world))
-        same = inside[shapely.get_dimensions(inside) == shapely.get_dimensions(part)]
-        yield from shapely.transform(same, lambda p, turn=turn: p - [360 * turn, 0])
-
-
-def _jumps(part: shapely.Geometry) -> bool:
-    """Whether an edge is longer than half the way round: it goes the other way then."""
-    rings = shapely.get_rings(part) if part.geom_type == "Polygon" else np.array([part])
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    far = np.abs(np.diff(points[:, 0])) > 180
-    return bool((far & (np.diff(ring) == 0)).any())
-
-
 def _flat(gdf: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """Lists and dictionaries as JSON text, which all drivers can hold."""
     flat = gdf.copy()
@@ -474,7 +366,7 @@ def _flat(gdf: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
             values.dtype == object
             and values.map(lambda v: isinstance(v, (list, tuple, dict))).any()
         ):
-            flat[column] = [json.dumps(_plain(value)) for value in values]
+            flat[column] = [json.dumps(plain(value)) for value in values]
     return flat
 
 

@@ -20,7 +20,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from geosam2 import export
+from geosam2 import export, geojson
 from geosam2.errors import ExportError, ExportWarning
 
 SUFFIXES = [".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet", ".shp"]
@@ -111,7 +111,7 @@ def test_geojson_is_cut_at_the_antimeridian(crs):
     placed = (
         shapely.transform(fiji, to_crs.transform, interleaved=False) if crs[5:] != "4326" else fiji
     )
-    found = export.to_rfc7946(np.array([placed]), crs)[0]
+    found = geojson.to_rfc7946(np.array([placed]), crs)[0]
     assert found.geom_type == "MultiPolygon"
     assert found.is_valid
     assert found.area == pytest.approx(fiji.area, rel=1e-6)
@@ -121,7 +121,7 @@ def test_geojson_is_cut_at_the_antimeridian(crs):
 def test_only_the_part_that_crosses_is_cut():
     fiji, tonga, europe = (179, -18, 181, -16), (-176, -22, -174, -20), (0, 40, 20, 60)
     parts = shapely.multipolygons([shapely.box(*box) for box in (fiji, tonga, europe)])
-    found = export.to_rfc7946(np.array([parts]), 4326)[0]
+    found = geojson.to_rfc7946(np.array([parts]), 4326)[0]
     assert found.is_valid
     assert {part.bounds[0::2] for part in found.geoms} == {
         (179, 180),
@@ -133,7 +133,7 @@ def test_only_the_part_that_crosses_is_cut():
 
 def test_a_belt_around_the_world_is_not_taken_for_a_crossing():
     belt = shapely.segmentize(shapely.box(-179, -10, 179, 10), 30)
-    assert export.to_rfc7946(np.array([belt]), 4326)[0].equals(belt)
+    assert geojson.to_rfc7946(np.array([belt]), 4326)[0].equals(belt)
 
 
 def test_what_ends_at_the_antimeridian_is_not_cut():
@@ -142,13 +142,13 @@ def test_what_ends_at_the_antimeridian_is_not_cut():
         shapely.box(-180, 0, -170, 1),
         shapely.box(0, 0, 9, 9),
     ):
-        assert export.to_rfc7946(np.array([box]), None)[0].equals(box)
+        assert geojson.to_rfc7946(np.array([box]), None)[0].equals(box)
 
 
 def test_rounding_to_seven_decimals_keeps_polygons_valid():
     thin = shapely.Polygon([(0, 0), (1e-3, 2e-8), (2e-3, 0), (1e-3, 1e-3), (1e-3, 4e-8)])
     assert thin.is_valid
-    assert export.to_rfc7946(np.array([thin]), 4326)[0].is_valid
+    assert geojson.to_rfc7946(np.array([thin]), 4326)[0].is_valid
 
 
 def test_standard_output(lakes, capsys):
@@ -160,7 +160,7 @@ def test_dates_lists_and_nothing_become_json(lakes):
     lakes["when"] = pd.Timestamp("2024-05-01")
     lakes["frames"] = [[1, 2], [], [np.int64(3)]]
     stream = io.StringIO()
-    export.write_geojson(lakes, stream, lines=True)
+    geojson.write_geojson(lakes, stream, lines=True)
     rows = [json.loads(line)["properties"] for line in stream.getvalue().splitlines()]
     assert rows[0]["when"].startswith("2024-05-01")
     assert [row["frames"] for row in rows] == [[1, 2], [], [3]]
