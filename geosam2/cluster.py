@@ -13,15 +13,15 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from geosam2.errors import GeoSAM2Error, InterruptedRunError
 from geosam2.ledger import Ledger, Step, everything_in
-from geosam2.part_table import read_metadata, read_pending
-from geosam2.steps import Job, run_step
+from geosam2.part_table import read_metadata, read_pending, whole
+from geosam2.steps import Job
 
 if TYPE_CHECKING:
     import distributed
@@ -51,6 +51,17 @@ class Progress:
     """Steps that an earlier run had done."""
 
 
+class Work(Protocol):
+    """What steps belong to: picklable, and known to every worker."""
+
+    @property
+    def folder(self) -> Path:
+        """Where steps leave their files; all workers see it."""
+
+    def do(self, step: Any) -> dict[str, Any]:
+        """Do one step, which has a `name`; returns figures."""
+
+
 class Executor(Protocol):
     """Somewhere to do steps."""
 
@@ -58,10 +69,10 @@ class Executor(Protocol):
     def capacity(self) -> int:
         """Steps that may be under way."""
 
-    def submit(self, job: Job, step: Step) -> None:
+    def submit(self, job: Work, step: Any) -> None:
         """Start a step."""
 
-    def next_done(self) -> tuple[Step, dict[str, Any] | BaseException]:
+    def next_done(self) -> tuple[Any, dict[str, Any] | BaseException]:
         """Wait for any step; its figures, or why it failed."""
 
 
@@ -74,17 +85,17 @@ class InProcess:
         return 1
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Job, Step]] = []
+        self._waiting: list[tuple[Work, Any]] = []
 
-    def submit(self, job: Job, step: Step) -> None:
+    def submit(self, job: Work, step: Any) -> None:
         """Remember a step."""
         self._waiting.append((job, step))
 
-    def next_done(self) -> tuple[Step, dict[str, Any] | BaseException]:
+    def next_done(self) -> tuple[Any, dict[str, Any] | BaseException]:
         """Do the step now."""
         job, step = self._waiting.pop(0)
         try:
-            return step, run_step(job, *step)
+            return step, job.do(step)
         except Exception as error:
             return step, error
 
@@ -100,7 +111,7 @@ class OnDask:
         self._done: Any = distributed.as_completed(  # type: ignore[no-untyped-call]
             loop=client.loop, raise_errors=False
         )
-        self._steps: dict[str, Step] = {}
+        self._steps: dict[str, Any] = {}
         self._sent = 0
 
     @property
@@ -113,15 +124,15 @@ class OnDask:
         """Address of dask's dashboard, if it has one."""
         return self._client.dashboard_link or None
 
-    def submit(self, job: Job, step: Step) -> None:
+    def submit(self, job: Work, step: Any) -> None:
         """Send a step."""
         self._sent += 1
         key = f"{step.name}-{job.folder.name}-{self._sent}"
-        future = self._client.submit(run_step, job, *step, key=key, pure=False)
+        future = self._client.submit(_do, job, step, key=key, pure=False)
         self._steps[key] = step
         self._done.add(future)
 
-    def next_done(self) -> tuple[Step, dict[str, Any] | BaseException]:
+    def next_done(self) -> tuple[Any, dict[str, Any] | BaseException]:
         """Wait for a worker; a lost scheduler ends the run, resumably."""
         import distributed
 
@@ -138,6 +149,10 @@ class OnDask:
             raise _lost(error) from error
         except Exception as error:
             return step, error
+
+
+def _do(job: Work, step: Any) -> dict[str, Any]:
+    return job.do(step)
 
 
 def _lost(error: BaseException | None) -> InterruptedRunError:
@@ -190,32 +205,55 @@ def run(job: Job, executor: Executor) -> Iterator[Progress]:
     ledger = Ledger(job.blocks)
     state = _State(job)
     done_before = state.adopt(ledger)
-    tries: dict[Step, int] = {}
+
+    def take() -> Step | None:
+        while (step := ledger.take()) in done_before:
+            pass
+        return step
+
+    for step, outcome in outcomes(job, executor, take):
+        if isinstance(outcome, BaseException):
+            outcome = state.leave_out(step, outcome)
+        ledger.done(step, outcome.get("pending"))
+        yield state.note(step, outcome)
+    state.save(finished=True)
+
+
+def outcomes(
+    job: Work, executor: Executor, take: Callable[[], Any]
+) -> Iterator[tuple[Any, dict[str, Any] | BaseException]]:
+    """Steps as they are finished, or have failed for good.
+
+    Args:
+        job: What the steps belong to.
+        executor: Does them; no more than its capacity are under way.
+        take: Gives the next step, or None if none can be started now; asked again whenever a step
+            is finished.
+
+    Yields:
+        The step, and its figures or why it failed the last time.
+    """
+    tries: dict[Any, int] = {}
+    again: list[Any] = []
     under_way = 0
-    waiting: list[Step] = []
     while True:
         while under_way < executor.capacity:
-            step = waiting.pop() if waiting else ledger.take()
+            step = again.pop() if again else take()
             if step is None:
                 break
-            if step in done_before:
-                continue
             executor.submit(job, step)
             under_way += 1
         if under_way == 0:
-            break
+            return
         step, outcome = executor.next_done()
         under_way -= 1
         if isinstance(outcome, BaseException):
             tries[step] = tries.get(step, 0) + 1
             log.warning("%s failed (%d of %d): %s", step.name, tries[step], TRIES, outcome)
             if tries[step] < TRIES:
-                waiting.append(step)
+                again.append(step)
                 continue
-            outcome = state.leave_out(step, outcome)
-        ledger.done(step, outcome.get("pending"))
-        yield state.note(step, outcome)
-    state.save(finished=True)
+        yield step, outcome
 
 
 class _State:
@@ -303,16 +341,14 @@ def _rows_in(path: Path) -> int:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(values, indent=1))
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(values, indent=1))
 
 
 # --- the run's folder
 
 
-def prepare(job: Job, identity: dict[str, Any], *, resume: bool) -> Job:
+def prepare(job: Work, identity: dict[str, Any], *, resume: bool) -> None:
     """Open the run's folder: a new one, or that of the same run for `resume`.
 
     Raises:
@@ -321,7 +357,7 @@ def prepare(job: Job, identity: dict[str, Any], *, resume: bool) -> Job:
     record = job.folder / "run.json"
     if not record.exists():
         write_json(record, identity)
-        return job
+        return
     before = json.loads(record.read_text())
     now = json.loads(json.dumps(identity))
     if differences := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
@@ -337,10 +373,9 @@ def prepare(job: Job, identity: dict[str, Any], *, resume: bool) -> Job:
     manifest = job.folder / "manifest.json"
     if manifest.exists() and json.loads(manifest.read_text())["failed"]:
         forget_results(job)  # blocks that were left out get another chance, and change neighbours
-    return job
 
 
-def forget_results(job: Job) -> None:
+def forget_results(job: Work) -> None:
     """Drop everything that was derived from parts; looking at frames is what takes the time."""
     for kind in ("settle", "draw", "join", "pieces"):
         shutil.rmtree(job.folder / kind, ignore_errors=True)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import shapely
@@ -20,6 +20,7 @@ from geosam2.cluster import (
     InProcess,
     OnDask,
     Progress,
+    Work,
     local_client,
     prepare,
     run,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import distributed
     import geopandas
     from shapely.geometry.base import BaseGeometry
+
+AnyWork = TypeVar("AnyWork", bound=Work)
 
 ROOM = 10_000_000  # bytes of a job that may travel to a worker with each step
 
@@ -153,7 +156,7 @@ def plan(
     scene = open_scene(scene)
     if block < 1:
         raise PromptError(f"block is {block}; a block has at least 1 frame along its side")
-    maker, network = _model(model, device)
+    maker, network = model_maker(model, device)
     remember_network(maker, network)
     recipe = _recipe(recipe or recipe_for(network), choices)
     size = frame_size or (network.config.image_size if hasattr(network, "config") else 512)
@@ -186,7 +189,7 @@ def _recipe(recipe: Recipe, choices: dict[str, Any]) -> Recipe:
     return replace(recipe, **choices)
 
 
-def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], Any]:
+def model_maker(model: Any, device: str | None = None) -> tuple[Callable[[], Network], Any]:
     """A maker of the network, and the network."""
     network: Any
     if isinstance(model, str | Path):
@@ -203,11 +206,6 @@ def _model(model: Any, device: str | None) -> tuple[Callable[[], Network], Any]:
             f"model is {type(model).__name__}; give a name, a path, a model, or what makes one"
         )
     return maker, network
-
-
-def load_network(model: Any, device: str | None = None) -> Any:
-    """A network from a name, a path, a model, or a callable that makes one."""
-    return _model(model, device)[1]
 
 
 def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
@@ -238,7 +236,7 @@ def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
 
 @contextlib.contextmanager
 def executor_for(
-    job: Job,
+    job: Work,
     *,
     workers: int = 0,
     scheduler: str | None = None,
@@ -280,7 +278,7 @@ def _connected(scheduler: str) -> Iterator[distributed.Client]:
         client.close()  # type: ignore[no-untyped-call]
 
 
-def _check_travels(job: Job) -> None:
+def _check_travels(job: Work) -> None:
     import cloudpickle
 
     try:
@@ -297,11 +295,12 @@ def _check_travels(job: Job) -> None:
         )
 
 
-def with_threads(job: Job, executor: Executor) -> Job:
+def with_threads(job: AnyWork, executor: Executor) -> AnyWork:
     """Share the cores out among the workers; in this process torch's own choice stays."""
     if isinstance(executor, InProcess):
         return job
-    return replace(job, threads=threads_per_worker(max(1, executor.capacity // 2)))
+    threads = threads_per_worker(max(1, executor.capacity // 2))
+    return replace(job, threads=threads)  # type: ignore[type-var]
 
 
 def start(job: Job, executor: Executor, *, resume: bool = False) -> Iterator[Progress]:

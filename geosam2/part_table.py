@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,27 @@ _PART = pa.schema(
 )
 
 
-def write_atomic(
-    path: Path, table: pa.Table, *, row_group_size: int | None = None, **metadata: Any
-) -> None:
-    """Write Parquet under a temporary name and move it into place when it is whole."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what is written there moves into place if nothing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    extra = {k: json.dumps(v) for k, v in metadata.items()}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **extra})
+    # workers on several machines may have the same process id
     partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
     try:
-        pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomic(
+    path: Path, table: pa.Table, *, row_group_size: int | None = None, **metadata: Any
+) -> None:
+    """Write Parquet, whole or not at all."""
+    extra = {k: json.dumps(v) for k, v in metadata.items()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **extra})
+    with whole(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
 
 
 def read_metadata(path: Path, key: str) -> Any:

@@ -12,13 +12,11 @@ reads: doing a step twice, here or elsewhere, writes the same. That is what make
 from __future__ import annotations
 
 import functools
-import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import shapely
@@ -32,6 +30,7 @@ from geosam2.part_table import (
     read_held,
     read_objects,
     read_parts,
+    whole,
     write_parts,
     write_settled,
 )
@@ -84,9 +83,14 @@ class Job:
         first = self.grid.first
         return Blocks((first.row, first.col), self.grid.shape, self.block)
 
-    def path(self, kind: str, node: Node, suffix: str = "parquet") -> Path:
+    def path(self, kind: str, node: Node) -> Path:
         """The file that a step leaves."""
-        return self.folder / kind / f"{node.name}.{suffix}"
+        return self.folder / kind / f"{node.name}.parquet"
+
+    def do(self, step: tuple[Kind, Node]) -> dict[str, Any]:
+        """Do one step; what a worker is asked to do."""
+        kind, node = step
+        return STEPS[kind](self, node)
 
     @functools.cached_property
     def area(self) -> BaseGeometry | None:
@@ -174,7 +178,19 @@ def frames_to_visit(job: Job, block: Node) -> list[FrameKey]:
 _NETWORKS: dict[Callable[[], Network], Network] = {}
 
 
-def network_of(job: Job) -> Network:
+class Asks(Protocol):
+    """A job that asks the network."""
+
+    @property
+    def model(self) -> Callable[[], Network]:
+        """Makes the network; called once a process."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the network in each process; None leaves torch's own choice."""
+
+
+def network_of(job: Asks) -> Network:
     """The network of this process, made when it is first needed."""
     import torch
 
@@ -399,13 +415,8 @@ def _write_rows(job: Job, path: Path, rows: list[dict[str, Any]]) -> None:
     table["feature"] = [row.get("feature", np.zeros(0, np.float32)).tobytes() for row in rows]
     crs = None if job.scene.crs is None else job.scene.crs.to_wkt()
     frame = geopandas.GeoDataFrame(table, geometry=[row["geometry"] for row in rows], crs=crs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with whole(path) as partial:
         frame.to_parquet(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -424,8 +435,3 @@ STEPS: dict[Kind, Callable[[Job, Node], dict[str, Any]]] = {
     "draw": draw,
     "join": join,
 }
-
-
-def run_step(job: Job, kind: Kind, node: Node) -> dict[str, Any]:
-    """Do one step; what a worker is asked to do."""
-    return STEPS[kind](job, node)

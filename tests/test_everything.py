@@ -262,6 +262,57 @@ def test_many_points_give_one_polygon_each_in_their_order(scene, answered):
         assert shape.area == pytest.approx(area, rel=0.1)
 
 
+def test_prompts_on_a_dask_client_give_what_this_process_gives(scene, answered):
+    import distributed
+
+    with distributed.Client(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        set_as_default=False,
+    ) as client:
+        found = segment_prompts(scene[0], answered[0], model=FullSize(), client=client)
+    assert found.drop(columns="geometry").equals(answered[1].drop(columns="geometry"))
+    assert shapely.equals_exact(np.asarray(found.geometry), np.asarray(answered[1].geometry)).all()
+
+
+def test_prompts_are_resumed_block_by_block_and_failures_are_named(scene, tmp_path):
+    class Small(ColourOracle):
+        """Frames small enough that the scene has several blocks of them."""
+
+        @property
+        def config(self):
+            return type("Config", (), {"image_size": 64})
+
+    class Broken(Small):
+        def encode(self, pixels):
+            raise OSError("out of paper")
+
+    points = inside_points(scene[1])
+    whole = segment_prompts(scene[0], points, model=Small())
+    seen = []
+    choices = {"folder": tmp_path, "progress": lambda done, _: seen.append(done)}
+    segment_prompts(scene[0], points, model=Small(), **choices)
+    files = sorted(tmp_path.glob("answered/*"))
+    assert len(files) > 2
+    assert seen[-1] == len(points)
+    with pytest.raises(GeoSAM2Error, match="resume=True"):
+        segment_prompts(scene[0], points, model=Small(), **choices)
+    with pytest.raises(GeoSAM2Error, match="another run"):
+        segment_prompts(scene[0], points[1:], model=Small(), resume=True, **choices)
+    files[1].unlink()
+    seen.clear()
+    partly = segment_prompts(scene[0], points, model=Broken(), resume=True, **choices)
+    assert len(seen) == 1
+    assert partly.attrs["left_out"] == [f"block {files[1].stem} (out of paper)"]
+    assert 0 < partly.geometry.is_empty.sum() < len(points)
+    assert partly.score.isna().sum() == partly.geometry.is_empty.sum()
+    again = segment_prompts(scene[0], points, model=Small(), resume=True, **choices)
+    assert again.attrs["left_out"] == []
+    assert shapely.equals_exact(np.asarray(again.geometry), np.asarray(whole.geometry)).all()
+
+
 def test_boxes_may_be_prompts(scene):
     seen = []
 
@@ -343,6 +394,17 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.geojson"]
     with pytest.raises(GeoSAM2Error, match="--overwrite"):
         CliRunner().invoke(command, args, catch_exceptions=False)
+    prompts = tmp_path / "prompts.geojson"
+    inside_points(scene[1]).to_crs(4326).to_file(prompts)
+    out = tmp_path / "prompted.gpkg"
+    done = CliRunner().invoke(
+        command, [path, "-o", str(out), "--prompts", str(prompts)], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    assert len(geopandas.read_file(out)) == len(geopandas.read_file(prompts))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "out.geojson", "prompted.gpkg", "prompts.geojson"
+    ]  # fmt: skip
     told = CliRunner().invoke(
         command, [path, "--dry-run", "--points", "8", "--no-coverage"], catch_exceptions=False
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,15 @@ def command(
     if gsd is not None:
         level = level_for(scene, gsd=gsd).index
     if prompts is not None:
-        assert output is not None
-        _prompted(scene, prompts, output, model, level, overwrite)
+        if output is None or dry_run:
+            raise click.UsageError(
+                "--dry-run tells of a run without --prompts; leave one of them out"
+            )
+        where = {"workers": workers, "scheduler": scheduler, "resume": resume}
+        kept = folder or output.with_name(f"{output.name}.run")
+        _prompted(scene, prompts, output, kept, overwrite, model=model, level=level, **where)
+        if not keep:
+            shutil.rmtree(kept)
         return
     coverage = () if no_coverage else None
     given = {
@@ -195,23 +203,14 @@ def _shown(steps: Iterator[Progress]) -> Iterator[Progress]:
 
 
 def _write(job: Job, output: Path, overwrite: bool) -> int:
-    """One block after the other into a hidden file beside the output, then into its place."""
+    """One block after the other into the output; an empty table if nothing was found."""
     from geosam2 import export
     from geosam2.everything import collect, tables
 
-    count = 0
-    partial = output.with_name(f".{output.stem}.{os.getpid()}.part{output.suffix}")
-    try:
-        for table in tables(job):
-            plain = table.drop(columns=["feature"])
-            export.write(plain, partial, append=count > 0)
-            count += len(table)
-        if count == 0:
-            export.write(collect(job), partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    found = (table.drop(columns="feature") for table in tables(job))
+    first = next(found, None)
+    some = [collect(job)] if first is None else itertools.chain([first], found)
+    return export.write_many(some, output, overwrite=overwrite)
 
 
 def _tell(job: Job, workers: int) -> None:
@@ -232,10 +231,33 @@ def _tell(job: Job, workers: int) -> None:
     click.echo(f"disk       {found.bytes / 1e6:.1f} MB while running")
 
 
-def _prompted(scene: Any, path: str, output: Path, model: str, level: int, overwrite: bool) -> None:
+def _prompted(
+    scene: Any, path: str, output: Path, folder: Path, overwrite: bool, **how: Any
+) -> None:
+    """One polygon for each prompt; blocks that kept failing are named."""
     from geosam2 import export
     from geosam2.bulk import segment_prompts
 
-    found = segment_prompts(scene, _read(path), model=model, level=level)
+    with _bar("prompt") as advance:
+        found = segment_prompts(scene, _read(path), folder=folder, progress=advance, **how)
     export.write(found, output, overwrite=overwrite)
     click.echo(f"{output}: {len(found)} objects", err=True)
+    for name in found.attrs["left_out"]:
+        click.echo(f"left out: {name}", err=True)
+    if found.attrs["left_out"]:
+        click.echo(f"try them again with --resume --overwrite --folder {folder}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+@contextlib.contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Something to call with how many are done and how many there are: a bar on a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, disable=None) as bar:
+
+        def advance(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        yield advance
