@@ -20,8 +20,9 @@ import shapely
 from numpy.typing import NDArray
 
 from geosam2 import __version__, regions
-from geosam2.cache import EncodedFrame, FrameEncoder, write_atomically
+from geosam2.cache import EncodedFrame, FrameEncoder
 from geosam2.errors import InterruptedRunError, PromptError, SourceError
+from geosam2.files import write_atomically
 from geosam2.masklet import FrameReport, Gate, Masklet, OpenBorder, PanOptions, Side, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import (

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import shapely
 
 from geosam2 import __version__
-from geosam2.cache import write_atomically
 from geosam2.errors import InterruptedRunError
+from geosam2.files import write_atomically
 from geosam2.masklet import Gate, Masklet, PanOptions, Step
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning

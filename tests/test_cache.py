@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import geosam2
-from geosam2.cache import EmbeddingCache, FrameEncoder, write_atomically
+from geosam2.cache import EmbeddingCache, FrameEncoder
+from geosam2.files import write_atomically
 from geosam2.testing import synthetic_scene, write_geotiff
 from geosam2.testing.colour_model import ColourModel
 

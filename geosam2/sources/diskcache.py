@@ -12,16 +12,16 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from geosam2.files import evict, write_atomically
+
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".tile"
-_FORGOTTEN = 3600.0  # seconds after which a half-written file belongs to nobody
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class DiskCache:
         }
         content = json.dumps(facts).encode() + b"\n" + entry.body
         try:
-            _replace(self.path(key), content)
+            path = self.path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
         except OSError as error:
             log.warning("tiles are not cached in %s: %s", self.folder, error.strerror)
             return
@@ -111,32 +113,4 @@ class DiskCache:
 
     def sweep(self) -> None:
         """Remove the oldest entries until what is left fits, and what a killed process left."""
-        found = []
-        for path in self.folder.glob("*/*"):
-            with contextlib.suppress(OSError):  # another process may be faster
-                stat = path.stat()
-                if path.suffix == _SUFFIX:
-                    found.append((stat.st_mtime, stat.st_size, path))
-                elif time.time() - stat.st_mtime > _FORGOTTEN:
-                    path.unlink()
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total <= self.max_bytes:
-                return
-            with contextlib.suppress(OSError):
-                path.unlink()
-            total -= size
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+        evict(self.folder.glob("*/*"), self.max_bytes)

@@ -1,0 +1,61 @@
+"""Files that many processes share: written whole or not at all, and kept within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+PARTIAL = ".part"
+"""Suffix of files that are being written."""
+
+_FORGOTTEN = 3600.0  # seconds after which a half-written file belongs to nobody
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary name in the same folder, then a rename.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder) / "a", b"whole")
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['a']
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def evict(paths: Iterable[Path], max_bytes: int) -> None:
+    """Remove the files that were not used for longest until the rest fits.
+
+    Also what a killed process left half-written. Other processes may do the same at the same time.
+
+    Args:
+        paths: Files; those that end in `PARTIAL` do not count, and go when they are an hour old.
+        max_bytes: Size of those that stay, at most.
+    """
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process was faster
+            stat = path.stat()
+            if path.suffix != PARTIAL:
+                found.append((stat.st_mtime, stat.st_size, path))
+            elif time.time() - stat.st_mtime > _FORGOTTEN:
+                path.unlink()
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
