@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,8 +26,9 @@ from geosam2.levels import (
     is_web_mercator,
     odc_crs,
 )
+from geosam2.prefetch import frames_ahead
 from geosam2.sources.bands import IDENTITY, Bands, Stretch, percentile_stretch
-from geosam2.sources.base import Source, sample_windows
+from geosam2.sources.base import Picture, Source, blank, part_of, sample_windows
 
 if TYPE_CHECKING:
     from geosam2.sources.fetch import Service
@@ -263,7 +261,8 @@ class Scene:
         Args:
             grid: Which frames there are.
             order: See `FrameGrid.indices`, or the frames themselves.
-            workers: Reading threads; by default one for files, four over a network.
+            workers: Reading threads; by default one per processor for tiled files, but no more
+                than four; one for other files; four over a network.
             ahead: Frames that are read before they are asked for, at most; bounds the memory.
 
         Raises:
@@ -274,24 +273,8 @@ class Scene:
         wanted = grid.indices(order) if isinstance(order, str) else explicit  # type: ignore[arg-type]
         chosen = [grid.covered] if explicit is None else [grid.window(i) for i in explicit]
         self.reader.check_requests(grid.level, chosen)
-        threads = self.reader.workers if workers is None else workers
-        return self._prefetch(grid, iter(wanted or ()), threads, ahead)
-
-    def _prefetch(
-        self, grid: FrameGrid, indices: Iterator[FrameIndex], workers: int, ahead: int
-    ) -> Iterator[Frame]:
-        executor = ThreadPoolExecutor(max(1, workers), thread_name_prefix="geosam2-read")
-        waiting: deque[Future[Frame]] = deque()
-        try:
-            for index in islice(indices, max(1, ahead)):
-                waiting.append(executor.submit(self.read_frame, grid, index))
-            while waiting:
-                frame = waiting.popleft().result()
-                for index in islice(indices, 1):
-                    waiting.append(executor.submit(self.read_frame, grid, index))
-                yield frame
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        threads = self.reader.workers_for(grid.level) if workers is None else workers
+        return frames_ahead(self, grid, iter(wanted or ()), threads, ahead)
 
     def thumbnail(self, size: int = 384) -> Frame:
         """The working area at the finest level whose longer side is at most twice `size`."""
@@ -325,19 +308,26 @@ class Scene:
     def _read_window(
         self, level: Level, window: Window, geobox: GeoBox, index: FrameIndex | None
     ) -> Frame:
-        pixels = np.zeros((3, window.height, window.width), np.uint8)
-        valid = np.zeros((window.height, window.width), bool)
+        picture = self.draw(level, window)
+        return Frame(*picture, geobox, level, (window.row, window.col), index)
+
+    def draw(self, level: Level, window: Window) -> Picture:
+        """Stretched pixels of a window of a level and where they are valid; no frame around them.
+
+        Raises:
+            SourceError: If the imagery cannot be read.
+        """
+        picture = blank(window)
         inside = window & self.reader.reach(level)
         if not inside.empty:
             raw = self.reader.read(level, inside)
-            row, col = inside.row - window.row, inside.col - window.col
-            rows, cols = slice(row, row + inside.height), slice(col, col + inside.width)
-            self.stretch.apply(raw.pixels, out=pixels[:, rows, cols])
+            pixels, valid = part_of(picture, inside, window)
+            self.stretch.apply(raw.pixels, out=pixels)
             if not raw.valid.all():
                 # what is no data is black, whatever the file stores under its mask
-                pixels[:, rows, cols] *= raw.valid
-            valid[rows, cols] = raw.valid
-        return Frame(pixels, valid, geobox, level, (window.row, window.col), index)
+                pixels *= raw.valid
+            valid[...] = raw.valid
+        return picture
 
     def _same_crs(self, geobox: GeoBox) -> bool:
         return bool(geobox.crs == odc_crs(self.levels[0].crs))

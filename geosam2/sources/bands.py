@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ _BY_COUNT = {
     13: ((4, 3, 2), "thirteen bands in the order of Sentinel-2 L1C"),
 }
 _COLOURS = ("red", "green", "blue")
+_STRIP = 2**16  # pixels that are stretched at a time
 
 
 @dataclass(frozen=True)
@@ -180,28 +180,23 @@ class Stretch:
 
 
 def _stretch(band: NDArray[Any], low: float, high: float, out: NDArray[np.uint8]) -> None:
-    """One band; integers of up to 16 bits go through a table, several times as fast."""
-    if band.dtype.kind in "iu" and band.dtype.itemsize <= 2:
-        table = _table(band.dtype.str, low, high)
-        # every value has its place: "clip" only spares numpy a buffer
-        np.take(table, band.view(f"u{band.dtype.itemsize}"), out=out, mode="clip")
-    else:
-        out[:] = _line(band, low, high)
-
-
-@lru_cache(maxsize=16)
-def _table(dtype: str, low: float, high: float) -> NDArray[np.uint8]:
-    """Stretched value of each stored one; negative ones at the end, as their bits are read."""
-    info = np.iinfo(dtype)
-    return np.roll(_line(np.arange(info.min, info.max + 1), low, high), info.min)
-
-
-def _line(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    wide: Any = np.float64 if values.dtype.itemsize > 4 else np.float32
-    with np.errstate(over="ignore", invalid="ignore"):  # nodata of -3.4e38 may overflow
-        scaled: Any = (values.astype(wide) - wide(low)) * wide(255.0 / (high - low)) + wide(0.5)
-    clipped: NDArray[np.uint8] = np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)
-    return clipped
+    """One band, a strip at a time: the passes over a strip stay in the processor's cache."""
+    wide: Any = np.float64 if band.dtype.itemsize > 4 else np.float32
+    scale = wide(255.0 / (high - low))
+    rows = max(1, _STRIP // max(1, band.shape[1]))
+    strip = np.empty((min(rows, band.shape[0]), band.shape[1]), wide)
+    for top in range(0, band.shape[0], rows):
+        values = band[top : top + rows]
+        line = strip[: len(values)]
+        line[:] = values
+        with np.errstate(over="ignore", invalid="ignore"):  # nodata of -3.4e38 may overflow
+            line -= wide(low)
+            line *= scale
+            line += wide(0.5)
+        if band.dtype.kind == "f":
+            np.nan_to_num(line, copy=False)
+        np.clip(line, 0, 255, out=line)
+        out[top : top + rows] = line
 
 
 IDENTITY = Stretch((0.0,), (255.0,), "as stored")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,38 @@ class Raw(NamedTuple):
     """(H, W), True where there is data."""
 
 
+class Picture(NamedTuple):
+    """Pixels as the network sees them."""
+
+    pixels: NDArray[np.uint8]
+    """(3, H, W), 0 where not valid."""
+    valid: NDArray[np.bool_]
+    """(H, W), True where there is data."""
+
+
+def blank(window: Window) -> Picture:
+    """A picture without data."""
+    shape = (window.height, window.width)
+    return Picture(np.zeros((3, *shape), np.uint8), np.zeros(shape, bool))
+
+
+def part_of(picture: Picture, part: Window, window: Window) -> Picture:
+    """View of the pixels of `part`, which lies within the `window` that the picture shows."""
+    row, col = part.row - window.row, part.col - window.col
+    rows, cols = slice(row, row + part.height), slice(col, col + part.width)
+    return Picture(picture.pixels[:, rows, cols], picture.valid[rows, cols])
+
+
+def paste(tile: Picture, place: Window, picture: Picture, window: Window) -> None:
+    """Copy what a tile at `place` shows of `window` into the picture of that window."""
+    common = place & window
+    if common.empty:
+        return
+    source, target = part_of(tile, common, place), part_of(picture, common, window)
+    target.pixels[...] = source.pixels
+    target.valid[...] = source.valid
+
+
 class Source(ABC):
     """A place that imagery comes from; immutable to the outside, picklable, safe in threads."""
 
@@ -45,6 +78,15 @@ class Source(ABC):
 
     workers: int = 1
     """Frames read at a time. One for files: two handles would decode shared blocks twice."""
+
+    def chunk(self, level: Level) -> tuple[int, int] | None:
+        """(height, width) of pieces that are best read whole, counted from the corner of the
+        extent; None if any window is as good."""
+        return None
+
+    def workers_for(self, level: Level) -> int:
+        """Threads that are worth it at a level."""
+        return self.workers if self.chunk(level) is None else min(4, os.cpu_count() or 1)
 
     @property
     @abstractmethod

@@ -17,13 +17,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
 from pyproj import CRS
+from rasterio._err import CPLE_BaseError  # some properties let GDAL's own errors through
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
@@ -52,6 +53,7 @@ _REMOTE = {
     "CPL_VSIL_CURL_CACHE_SIZE": str(128 * 2**20),  # shared by the handles of all threads
     "VSI_CACHE": "TRUE",
 }
+_CHUNK = 512  # pixels along the side of what one thread decodes at a time
 _MAX_STATS = 1000  # files of a VRT whose sizes and times go into the signature
 
 
@@ -65,6 +67,16 @@ class _Base:
     """Stored pixels along the side of one pixel of the level."""
     extent: Window
     """Lattice pixels of the stored raster."""
+    block: tuple[int, int]
+    """(height, width) of its blocks."""
+
+
+class _Overview(NamedTuple):
+    """A reduced copy of the raster in the file."""
+
+    factor: int
+    shape: tuple[int, int]
+    block: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,7 @@ class _Facts:
     """Rows are stored from south to north."""
     warp: dict[str, Any] | None
     """Arguments of the WarpedVRT that makes the file north-up, if it is not."""
-    overviews: tuple[tuple[int, tuple[int, int]], ...]
-    """(factor, shape) each."""
+    overviews: tuple[_Overview, ...]
     dtype: np.dtype[Any]
     nodata: float | None
     mask: str
@@ -90,6 +101,7 @@ class _Facts:
     compression: str
     driver: str
     block: tuple[int, int]
+    """(height, width) of a stored block."""
     files: tuple[str, ...]
 
 
@@ -127,7 +139,7 @@ class GeoTiffSource(Source):
         with self._translated("cannot open"), self._env(), self._open_file(None) as dataset:
             facts = _facts(dataset, crs, pixel_coordinates, self.location)
             self.choice = _choose(dataset, bands, facts)
-            overviews = _overview_shapes(self, dataset) if facts.warp is None else ()
+            overviews = _overviews(self, dataset) if facts.warp is None else ()
             self._content = _content_marks(dataset)
         self._facts = facts = replace(facts, overviews=overviews)
         self.crs, self.nodata, self.dtype = facts.crs, facts.nodata, facts.dtype
@@ -150,6 +162,15 @@ class GeoTiffSource(Source):
         """See `Source.stored`."""
         return self._bases[level.index].step == 1 and self._facts.warp is None
 
+    def chunk(self, level: Level) -> tuple[int, int] | None:
+        """See `Source.chunk`: blocks of a tiled file, several of them if they are small."""
+        base, facts = self._bases[level.index], self._facts
+        height, width = base.block
+        tiled = facts.driver in ("GTiff", "COG") and max(base.block) <= 2 * _CHUNK
+        if self._remote or not tiled or facts.flipped or not self.stored(level):
+            return None  # requests for neighbouring blocks are better made together
+        return height * max(1, _CHUNK // height), width * max(1, _CHUNK // width)
+
     def details(self) -> dict[str, Any]:
         """See `Source.details`."""
         facts = self._facts
@@ -157,7 +178,7 @@ class GeoTiffSource(Source):
             "driver": facts.driver,
             "compression": facts.compression,
             "block": list(facts.block),
-            "overviews": [factor for factor, _ in facts.overviews],
+            "overviews": [overview.factor for overview in facts.overviews],
             "mask": facts.mask,
             "palette": facts.palette is not None,
             "warped_to_north_up": facts.warp is not None,
@@ -269,7 +290,7 @@ class GeoTiffSource(Source):
         """rasterio's errors as ours. The cause is dropped: it would show the URL with its key."""
         try:
             yield
-        except RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             reason = self._door.clean(error).replace(self._path, self.location)
             raise SourceError(f"{what} {self.location}: {reason}. {_remedy(reason)}") from None
 
@@ -338,12 +359,14 @@ def _spans(first: int, count: int, base_first: int, base_count: int, step: int) 
     >>> [(s.start, s.length, s.count) for s in spans]
     [(0, 1, 1), (1, 8, 2), (9, 2, 1)]
     """
-    cuts = [(first + i) * step - base_first for i in range(count + 1)]
-    cuts[0], cuts[-1] = max(cuts[0], 0), min(cuts[-1], base_count)
-    lead = count > 1 and cuts[1] - cuts[0] < step
-    trail = count > 1 and cuts[-1] - cuts[-2] < step
+
+    def cut(i: int) -> int:
+        return min(max((first + i) * step - base_first, 0), base_count)
+
+    lead = count > 1 and cut(1) - cut(0) < step
+    trail = count > 1 and cut(count) - cut(count - 1) < step
     marks = sorted({0, int(lead), count - int(trail), count})
-    return [_Span(cuts[a], cuts[b] - cuts[a], b - a) for a, b in pairwise(marks)]
+    return [_Span(cut(a), cut(b) - cut(a), b - a) for a, b in pairwise(marks)]
 
 
 def is_remote(path: str) -> bool:
@@ -507,22 +530,18 @@ def _choose(dataset: Dataset, bands: Bands | None, facts: _Facts) -> BandChoice:
     return choose_bands(dataset.count, dataset.descriptions, colours, bands)
 
 
-def _overview_shapes(
-    source: GeoTiffSource, dataset: Dataset
-) -> tuple[tuple[int, tuple[int, int]], ...]:
+def _overviews(source: GeoTiffSource, dataset: Dataset) -> tuple[_Overview, ...]:
     factors = dataset.overviews(source.choice.indices[0])
     found = []
     for number, factor in enumerate(factors):
         with source._open_file(number) as overview:
-            found.append((factor, overview.shape))
+            found.append(_Overview(factor, overview.shape, overview.block_shapes[0]))
     return tuple(found)
 
 
 def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
     """The ladder 1, 2, 4 ... of a file: an overview where one is near, else a decimation."""
-    stored = [(1, facts.shape, None)] + [
-        (factor, shape, i) for i, (factor, shape) in enumerate(facts.overviews)
-    ]
+    stored = [_Overview(1, facts.shape, facts.block), *facts.overviews]
     crs = None if facts.crs is None else crs_text(facts.crs)
     left, top = facts.corner
     middle = (
@@ -533,10 +552,11 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
     native = Level.at_corner(left, top, facts.resolution, facts.shape, crs=crs, gsd=gsd)
     levels: list[Level] = []
     bases: list[_Base] = []
-    largest = 16 * _power(stored[-1][0])
-    steps = sorted({*ladder(facts.shape, largest=largest), *(_power(f) for f, _, _ in stored)})
+    largest = 16 * _power(stored[-1].factor)
+    steps = sorted({*ladder(facts.shape, largest=largest), *(_power(one.factor) for one in stored)})
     for wanted in steps:
-        factor, shape, overview = [s for s in stored if s[0] <= wanted * 1.25][-1]
+        number = max(i for i, one in enumerate(stored) if one.factor <= wanted * 1.25)
+        factor, shape, block = stored[number]
         step = max(1, round(wanted / factor))
         cells = (
             facts.resolution[0] * facts.shape[1] / shape[1],
@@ -548,7 +568,7 @@ def _levels(facts: _Facts) -> tuple[tuple[Level, ...], tuple[_Base, ...]]:
         if levels and level.label == levels[-1].label:
             continue
         levels.append(level)
-        bases.append(_Base(overview, step, base.extent))
+        bases.append(_Base(number - 1 if number else None, step, base.extent, block))
     return tuple(levels), tuple(bases)
 
 

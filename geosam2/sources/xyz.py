@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 import mercantile
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pyproj import CRS
 
 from geosam2.errors import LevelError, SourceError
 from geosam2.levels import MERCATOR_LIMIT, Level, Window, ground_size, zoom_cell_size
 from geosam2.sources.bands import BandChoice
-from geosam2.sources.base import Raw, Source
+from geosam2.sources.base import Picture, Raw, Source, blank, paste
 from geosam2.sources.fetch import Service
 from geosam2.sources.tilestores import (
     BBox,
@@ -37,7 +36,6 @@ from geosam2.sources.tilestores import (
 log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "nodata"]
-Decoded = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 _KEPT_TILES = 256  # decoded, about 64 MiB: neighbouring frames share tiles
 _CRS = CRS.from_epsg(3857)
@@ -91,7 +89,7 @@ class XyzSource(Source):
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._tiles: OrderedDict[Tile, Future[Decoded | None]] = OrderedDict()
+        self._tiles: OrderedDict[Tile, Future[Picture | None]] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
 
     # -- what it is
@@ -123,14 +121,13 @@ class XyzSource(Source):
         """See `Source.read`."""
         tiles = list(self._tiles_under(level, window))
         self.check_requests(level, [window])
-        pixels = np.zeros((3, window.height, window.width), np.uint8)
-        valid = np.zeros((window.height, window.width), bool)
+        picture = blank(window)
         futures = [(place, self._ask(tile)) for tile, place in tiles]
         for place, future in futures:
             tile = future.result()
             if tile is not None:
-                _paste(tile, place, pixels, valid, window)
-        return Raw(pixels, valid)
+                paste(tile, place, picture, window)
+        return Raw(*picture)
 
     def requests(self, level: Level, windows: Iterable[Window]) -> int:
         """See `Source.requests`; tiles that are already cached are counted too."""
@@ -173,7 +170,7 @@ class XyzSource(Source):
                 place = Window(y * side - middle, x * side - middle, side, side)
                 yield Tile(zoom, x % count, y), place
 
-    def _ask(self, tile: Tile) -> Future[Decoded | None]:
+    def _ask(self, tile: Tile) -> Future[Picture | None]:
         """A tile that is wanted, under way or here; several frames share one request."""
         with self._lock:
             future = self._tiles.get(tile)
@@ -190,7 +187,7 @@ class XyzSource(Source):
             self._threads = ThreadPoolExecutor(self._store.workers, "geosam2-tiles")
         return self._threads
 
-    def _load(self, tile: Tile) -> Decoded | None:
+    def _load(self, tile: Tile) -> Picture | None:
         try:
             body = self._store.get(tile)
             return None if body is None else self._decoded(tile, body)
@@ -200,20 +197,20 @@ class XyzSource(Source):
             log.warning("no data for %s", error)
             return None
 
-    def _decoded(self, tile: Tile, body: bytes) -> Decoded:
+    def _decoded(self, tile: Tile, body: bytes) -> Picture:
         try:
-            pixels, valid = decode(body)
+            picture = decode(body)
         except SourceError as error:
             self._store.forget(tile)
             raise SourceError(f"{self._store.describe(tile)} is {error}") from None
-        if pixels.shape[1:] != (self._side, self._side):
+        if picture.valid.shape != (self._side, self._side):
             self._store.forget(tile)
-            height, width = pixels.shape[1:]
+            height, width = picture.valid.shape
             raise SourceError(
                 f"{self._store.describe(tile)} is {width} x {height} px instead of {self._side}: "
                 f"pass tile_size={width} if all of them are"
             )
-        return pixels, valid
+        return picture
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -259,7 +256,7 @@ def store_of(where: str, service: Service) -> TileStore:
     return FolderTiles(where)
 
 
-def decode(body: bytes) -> Decoded:
+def decode(body: bytes) -> Picture:
     """(3, H, W) colours and (H, W) valid of an image file.
 
     Raises:
@@ -281,23 +278,7 @@ def decode(body: bytes) -> Decoded:
         raise SourceError("a damaged image: try again, or pass on_error='nodata'") from None
     colours = np.ascontiguousarray(np.moveaxis(pixels[..., :3], -1, 0))
     valid = pixels[..., 3] > 0 if clear else np.ones(pixels.shape[:2], bool)
-    return colours, valid
-
-
-def _paste(
-    tile: Decoded, place: Window, pixels: NDArray[Any], valid: NDArray[Any], window: Window
-) -> None:
-    common = place & window
-    there = (
-        slice(common.row - window.row, common.row_stop - window.row),
-        slice(common.col - window.col, common.col_stop - window.col),
-    )
-    here = (
-        slice(common.row - place.row, common.row_stop - place.row),
-        slice(common.col - place.col, common.col_stop - place.col),
-    )
-    pixels[(slice(None), *there)] = tile[0][(slice(None), *here)]
-    valid[there] = tile[1][here]
+    return Picture(colours, valid)
 
 
 def _level(index: int, zoom: int, side: int, bbox: BBox) -> Level:
@@ -334,6 +315,6 @@ def _found_size(store: TileStore, contents: Contents, zoom: int) -> int | None:
     if body is None:
         return None
     try:
-        return int(decode(body)[0].shape[2])
+        return int(decode(body).valid.shape[1])
     except SourceError:
         return None
