@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam2 import __version__
+from geosam2 import __version__, zoom
+from geosam2.files import PARTIAL, evict, write_atomically
 
 if TYPE_CHECKING:
     from geosam2_model import SAM2, ImageFeatures
@@ -161,41 +161,13 @@ class EmbeddingCache:
             write_atomically(self._path(key), save(whole, {"key": key}))
             self._writes += 1
             if self._writes % _EVICT_EVERY == 1:
-                self._evict()
+                evict([*self._files(), *self.folder.glob(f"*{PARTIAL}")], self.disk_bytes)
         except OSError as error:
             log.warning("embedding cache: %s cannot be written (%s); memory only", key, error)
             self.folder = None
 
     def _files(self) -> list[Path]:
         return list(self.folder.glob("*.safetensors")) if self.folder is not None else []
-
-    def _evict(self) -> None:
-        """Remove the files that were not used for longest until the folder fits."""
-        ages = []
-        for path in self._files():
-            with contextlib.suppress(OSError):  # another process was faster
-                stat = path.stat()
-                ages.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in ages)
-        for _, size, path in sorted(ages):
-            if total <= self.disk_bytes:
-                return
-            with contextlib.suppress(OSError):
-                path.unlink()
-            total -= size
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name in the same folder, then a rename."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
 
 
 @dataclass
@@ -243,7 +215,7 @@ class FrameEncoder:
     def _encode(self, level: Level, window: Window) -> dict[str, Tensor]:
         import torch
 
-        frame = self.scene.read(level.geobox(window))
+        frame = zoom.read(self.scene, level, window)
         pixels = torch.from_numpy(np.ascontiguousarray(frame.pixels))[None]
         with torch.no_grad():
             features = self.model.encode(pixels)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam2 import regions
+from geosam2 import regions, zoom
 from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder
 from geosam2.errors import LevelError, PromptError
+from geosam2.looking import GAP, LIMIT, seeds_of
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, check_valid, locate, network_prompts
-from geosam2.propagate import GAP, LIMIT, Panning, seeds_of
+from geosam2.propagate import Panning
 from geosam2.quality import stability_score
 from geosam2.refine import Refining, refinable_level
 from geosam2.scene import open_scene
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     import shapely
     from geosam2_model import SAM2, Decoded
 
-    from geosam2.levels import Level
+    from geosam2.levels import Level, Window
     from geosam2.scene import Scene
 
 FloatArray = NDArray[np.float32]
 
-SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt; see `PanOptions`
+SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click
 BATCH = 64  # objects that are decoded together on one frame
-MOST_LEVELS = 5  # levels that the adaptive zoom looks at: the finest and up to 16 times coarser
-COVER = (0.02, 0.5)  # share of a frame that a mask should cover for its level to be right
+LAST_ANSWERS = 64  # remembered, so that one more click costs one more answer
+SHOWN = 12.0  # an answer is shown to the network with the next click, within +-SHOWN
 TOUCH = 2  # cells (8 px) at a frame's border: a mask there goes on beyond it
 
 
@@ -86,6 +86,11 @@ class FrameMask:
     """Logit, > 0 = the object is visible."""
     overlap: int
     """Pixels that frames of this grid share."""
+
+    @property
+    def window(self) -> Window:
+        """Place on the level's pixel lattice."""
+        return self.frame.window
 
     @property
     def stability(self) -> float:
@@ -162,6 +167,7 @@ class Segmenter:
         self.model = _load(model if model is not None else self.preset.model)
         cache = EmbeddingCache() if cache is None else cache
         self.encoder = FrameEncoder(self.scene, self.model, cache)
+        self._answers: OrderedDict[Prompt, FrameMask] = OrderedDict()
 
     @property
     def frame_size(self) -> int:
@@ -189,8 +195,8 @@ class Segmenter:
 
         Args:
             prompts: In any CRS. Objects that share a frame are decoded together.
-            level: Level, its number, or "auto": from coarse to fine, the level where the mask
-                covers between 2 and 50 % of the frame with the best predicted IoU x stability.
+            level: Level, its number, or "auto": the zoom, finer than native if need be, whose mask
+                the others agree with best; see `geosam2.zoom`.
 
         Raises:
             PromptError: If a prompt is outside, on nodata or otherwise unusable.
@@ -199,43 +205,103 @@ class Segmenter:
         for prompt in asked:
             prompt.check_start()
         located = [locate(prompt, self.scene) for prompt in asked]
-        if level != "auto":
-            return [found[0] for found in self._looks(located, self.scene.level(level))]
-        looks = [self._looks(located, one) for one in self._zoom_levels()]
-        return [_right_level([look[n][0] for look in looks]) for n in range(len(located))]
+        if level == "auto":
+            return [found[0] for found in self._zoomed(located)]
+        return [found[0] for found in self._looks(located, self.scene.level(level))]
 
-    def alternatives(self, prompt: Prompt, *, level: Level | int = 0) -> list[FrameMask]:
-        """The three masks of an ambiguous click, best first; one if the prompt is not ambiguous."""
+    def alternatives(
+        self, prompt: Prompt, *, level: Level | int | Literal["auto"] = 0
+    ) -> list[FrameMask]:
+        """Up to three masks of an ambiguous click, best first.
+
+        At a level: the network's three candidates; one if the prompt is not ambiguous. "auto":
+        the best masks of any zoom that differ from each other.
+        """
         prompt.check_start()
-        return self._looks([locate(prompt, self.scene)], self.scene.level(level))[0]
+        located = [locate(prompt, self.scene)]
+        if level == "auto":
+            return self._zoomed(located)[0]
+        return self._looks(located, self.scene.level(level))[0]
 
-    def _zoom_levels(self) -> list[Level]:
-        """Coarse to fine; those where the scene fills less than half a frame tell nothing."""
+    def _zoomed(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
+        """Masks of each prompt at the zooms that show it best, best first; see `zoom`."""
+        before = [self._before(prompt) for prompt in prompts]
+        views: dict[Level, list[tuple[int, Window]]] = defaultdict(list)
+        for number, prompt in enumerate(prompts):
+            for level, window in self._windows(prompt, before[number]):
+                views[level].append((number, window))
+        looks: list[list[FrameMask]] = [[] for _ in prompts]
+        for level, members in views.items():
+            numbers = [number for number, _ in members]
+            found = self._looks_through(
+                [prompts[n] for n in numbers],
+                level,
+                [window for _, window in members],
+                [before[n] for n in numbers],
+            )
+            for number, masks in zip(numbers, found, strict=True):
+                looks[number] += masks
         found = [
-            level
-            for level in self.scene.levels[:MOST_LEVELS]
-            if level.index == 0 or max(self.scene.window(level)[2:]) >= self.frame_size / 2
+            [some[n] for n in zoom.distinct(some)] or self._looks([prompt], self._coarsest())[0]
+            for prompt, some in zip(prompts, looks, strict=True)
         ]
-        return found[::-1]
+        for prompt, masks in zip(prompts, found, strict=True):
+            self._remember(prompt, masks[0])
+        return found
+
+    def _windows(self, prompt: Prompt, before: FrameMask | None) -> list[tuple[Level, Window]]:
+        """Where to look at a prompt: at every zoom, or after a click near the zoom before."""
+        return zoom.windows(self.scene, prompt, self.frame_size // zoom.SHARE)
+
+    def _coarsest(self) -> Level:
+        """For a box or a click too far apart for any window: followed from there."""
+        return self.scene.levels[: zoom.MOST_LEVELS][-1]
+
+    def _before(self, prompt: Prompt) -> FrameMask | None:
+        """The answer before the last click of a prompt: clicks are answered one after the other."""
+        if len(prompt.points) < 1 + (prompt.box is None and prompt.mask is None):
+            return None
+        if 1 not in prompt.labels[:-1] and prompt.box is None and prompt.mask is None:
+            return None  # begins with background: nothing could be answered before
+        earlier = replace(prompt, points=prompt.points[:-1], labels=prompt.labels[:-1])
+        known = self._answers.get(earlier)
+        return known if known is not None else self._zoomed([earlier])[0][0]
+
+    def _remember(self, prompt: Prompt, mask: FrameMask) -> None:
+        self._answers[prompt] = mask
+        while len(self._answers) > LAST_ANSWERS:
+            self._answers.popitem(last=False)
 
     def _looks(self, prompts: Sequence[Prompt], level: Level) -> list[list[FrameMask]]:
         """Masks of each prompt on the frame of its anchor, best first."""
         grid = self.grid(level)
-        frames: dict[FrameIndex, list[int]] = defaultdict(list)
-        for number, prompt in enumerate(prompts):
-            frames[grid.index_at(*prompt.anchor)].append(number)
+        windows = [grid.window(grid.index_at(*prompt.anchor)) for prompt in prompts]
+        found = self._looks_through(prompts, level, windows, [None] * len(prompts))
+        return [sorted(masks, key=lambda one: -one.predicted_iou) for masks in found]
+
+    def _looks_through(
+        self,
+        prompts: Sequence[Prompt],
+        level: Level,
+        windows: Sequence[Window],
+        before: Sequence[FrameMask | None],
+    ) -> list[list[FrameMask]]:
+        """Candidates of each prompt in a window; those that share one are decoded together."""
+        grid = self.grid(max(level.index, 0))
+        members: dict[Window, list[int]] = defaultdict(list)
+        for number, window in enumerate(windows):
+            members[window].append(number)
         found: list[list[FrameMask]] = [[] for _ in prompts]
-        for index, members in frames.items():
-            frame = self.encoder(level, grid.window(index))
-            for numbers, said in _batches(prompts, members, frame):
-                masks = self._decode(said, frame)
-                for number, candidates in zip(numbers, masks, strict=True):
-                    prompt = prompts[number]
-                    ranked = [
-                        FrameMask(prompt, index, frame, level, logits, iou, score, self.overlap)
-                        for logits, iou, score in candidates
+        for window, some in members.items():
+            frame = self.encoder(level, window)
+            overlap = min(self.overlap, window.height // 2)
+            for numbers, said in _batches(prompts, some, before, frame, level):
+                for number, candidates in zip(numbers, self._decode(said, frame), strict=True):
+                    index = grid.index_at(*prompts[number].anchor)
+                    found[number] = [
+                        FrameMask(prompts[number], index, frame, level, *one, overlap=overlap)
+                        for one in candidates
                     ]
-                    found[number] = sorted(ranked, key=lambda one: -one.predicted_iou)
         return found
 
     def _decode(
@@ -248,7 +314,7 @@ class Segmenter:
         with torch.no_grad():
             ambiguous = prompts.num_points <= 1 and prompts.masks is None
             out = self.model.decode(frame.features, prompts, multimask=ambiguous)
-            for _ in range(SECOND_THOUGHTS):
+            for _ in range(SECOND_THOUGHTS if ambiguous else 0):
                 out = self._again(out, said, frame)
         logits = out.logits.float().cpu().numpy()
         ious, scores = out.predicted_iou.tolist(), out.object_score.tolist()
@@ -273,6 +339,17 @@ class Segmenter:
         logits[at], ious[at] = new.best_logits[better], new.best_iou[better]
         return replace(out, logits=logits, predicted_iou=ious)
 
+    def open_sides(self, mask: FrameMask) -> int:
+        """Borders of a mask's window that it touches and behind which the scene goes on."""
+        here, extent = mask.logits > 0, mask.level.extent
+        sides = (
+            (here[:TOUCH], mask.window.row > extent.row),
+            (here[-TOUCH:], mask.window.row_stop < extent.row_stop),
+            (here[:, :TOUCH], mask.window.col > extent.col),
+            (here[:, -TOUCH:], mask.window.col_stop < extent.col_stop),
+        )
+        return sum(bool(end.any()) and beyond for end, beyond in sides)
+
     # -- whole objects
 
     def start(
@@ -284,6 +361,8 @@ class Segmenter:
     ) -> Panning:
         """A run that follows one object: iterate over it; `Panning` tells how to pause it."""
         chosen = self.predict(prompt, level=level)[0].level if level == "auto" else level
+        if not isinstance(chosen, int) and chosen.index < 0:
+            chosen = 0  # followed through the pixels that there are
         return Panning(
             self.encoder, None, prompt, level=chosen, overlap=self.overlap, options=options
         )
@@ -455,13 +534,20 @@ def _load(model: str | SAM2) -> SAM2:
 
 
 def _batches(
-    prompts: Sequence[Prompt], members: list[int], frame: EncodedFrame
+    prompts: Sequence[Prompt],
+    members: list[int],
+    before: Sequence[FrameMask | None],
+    frame: EncodedFrame,
+    level: Level,
 ) -> Iterator[tuple[list[int], list[FramePrompt]]]:
     """Prompts of one frame in batches of one kind."""
     kinds: dict[Any, list[tuple[int, FramePrompt]]] = defaultdict(list)
     for number in members:
         said = FramePrompt.of(prompts[number], frame)
         check_valid(said, frame)
+        if (earlier := before[number]) is not None:
+            shown = zoom.carried(earlier, level, frame.window)
+            said = replace(said, logits=np.clip(shown, -SHOWN, SHOWN))
         kinds[(*said.kind(), len(said.points) <= 1)].append((number, said))
     for group in kinds.values():
         for start in range(0, len(group), BATCH):
@@ -477,16 +563,3 @@ def _whole(logits: FloatArray, frame: EncodedFrame, said: FramePrompt) -> FloatA
         return logits.copy()
     kept = regions.reachable(logits > 0, seeds, gap=GAP)
     return np.where((logits > 0) & ~kept, -logits, logits)
-
-
-def _right_level(looks: list[FrameMask]) -> FrameMask:
-    """Of one object's masks, coarse to fine: the level that shows it best.
-
-    Where no level shows it at the right size, the one that comes nearest.
-    """
-
-    def misfit(one: FrameMask) -> float:
-        cover = max(one.cover, 1e-6)
-        return max([0.0, math.log(COVER[0] / cover), math.log(cover / COVER[1])])
-
-    return min(reversed(looks), key=lambda one: (round(misfit(one), 3), -one.quality))
