@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from geosam2.errors import InterruptedRunError
 from geosam2.mosaic import LogitMosaic
 from geosam2.tiling import FrameIndex
 
@@ -149,9 +150,24 @@ class PanOptions:
     """Show the network what was decided in the overlap, as a mask and points."""
     positions: Literal["map", "frame"] = "map"
     """Where memories are: on the map, or (the plain video way) all in the same place."""
-    second_thoughts: int = 2
-    """Times that the network sees its own mask as a prompt; the best by its own guess is kept."""
+    rounds: int = 16
+    """Times, at most, that the network is asked again with its own answer told; see `looking`."""
     gate: Gate = field(default_factory=Gate)
     """What a frame must show."""
     alternative: int | None = None
     """Which of the three masks of an ambiguous first click; None = the best."""
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> PanOptions:
+        """Read what `dataclasses.asdict` gave.
+
+        Raises:
+            InterruptedRunError: If it is of a version with other options.
+        """
+        try:
+            return cls(**{**stored, "gate": Gate(**stored["gate"])})
+        except (TypeError, KeyError) as error:
+            raise InterruptedRunError(
+                f"the run was stored by another version of geosam2 ({error}): start it anew "
+                "without --resume"
+            ) from error

@@ -8,10 +8,9 @@ in another process, and goes on as if nothing had happened.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from geosam2 import __version__, regions
 from geosam2.cache import EncodedFrame, FrameEncoder
 from geosam2.errors import InterruptedRunError, PromptError, SourceError
-from geosam2.files import write_atomically
-from geosam2.masklet import FrameReport, Gate, Masklet, OpenBorder, PanOptions, Side, Step
+from geosam2.looking import LIMIT, Answer, Look, places_in
+from geosam2.masklet import FrameReport, Masklet, OpenBorder, PanOptions, Side, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import (
     MASK_STEP,
@@ -33,13 +32,13 @@ from geosam2.prompts import (
     apply_affine,
     check_valid,
     locate,
-    network_prompts,
 )
 from geosam2.quality import stability_score
+from geosam2.state import read_state, report_from, write_state
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
-    from geosam2_model import SAM2, Decoded, ImageFeatures, MemoryBank
+    from geosam2_model import SAM2, ImageFeatures, MemoryBank
     from torch import Tensor
 
     from geosam2.levels import Level
@@ -55,23 +54,11 @@ SIDES: dict[Side, tuple[int, int]] = {
     "west": (0, -1),
 }
 STRIP = 2  # cells (8 px) along a frame border in which the mask counts as touching it
-GAP = 3  # cells: breaks of up to 24 px (a bridge, a tree over a road) do not cut an object
-LIMIT = 32.0  # known logits are shown to the network within +-LIMIT
 REVISIT = 4  # cells of a border where a visited neighbour saw nothing: worth a second look
-SURE = 0.8  # agreement from which the single mask is taken without looking at the other three
 AGREED = 0.7  # IoU in the overlap below which a neighbour of a corrected frame is looked at anew
 JOINED = 0.3  # IoU in the overlap from which two frames count as one object after a correction
 MOST_LOOKS = 3  # times that one frame is looked at, at most
 RETRY = 1.5  # a refused frame is tried again when so many times more contact has come up
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One candidate mask of the network on a frame."""
-
-    decoded: Decoded
-    logits: FloatArray
-    agreement: float
 
 
 class Panning:
@@ -341,7 +328,7 @@ class Panning:
 
     def _segment(
         self, index: FrameIndex, frame: EncodedFrame, start: FrameReport, *, again: bool
-    ) -> tuple[FrameReport, _Answer]:
+    ) -> tuple[FrameReport, Answer]:
         import torch
 
         box = frame.window
@@ -351,14 +338,10 @@ class Panning:
         if again:  # what the frame itself said before is a hint, not something to agree with
             shown, _ = self.mosaic.known(*box, step=MASK_STEP, skip=skip - {index})
         said = self._said(index, frame, shown)
-        seeds = seeds_of(frame, known, said)
         with torch.no_grad():
             features = self._conditioned(frame.features, start)
-            answers = self._answers(features, said, frame, known, weight, seeds)
-            answer = max(answers, key=_quality)
-            for _ in range(self.options.second_thoughts):
-                again_ = self._again(features, said, frame, known, weight, seeds, answer)
-                answer = max(answer, again_, key=_quality)
+            look = Look(self.encoder.model, frame, features, said, known, weight)
+            answer = look.answer(alternative=self.options.alternative, rounds=self.options.rounds)
         return self._judged(start, answer), answer
 
     def _conditioned(self, features: ImageFeatures, report: FrameReport) -> ImageFeatures:
@@ -382,55 +365,11 @@ class Panning:
         if not self.options.use_known or not (shown != 0).any():
             return said
         if not said.points and said.box is None:
-            places = _picked(shown, frame)
+            places = places_in(shown, frame)
             said = replace(said, points=tuple(places), labels=(1,) * len(places))
         return replace(said, logits=np.clip(shown, -LIMIT, LIMIT))
 
-    def _answers(
-        self,
-        features: ImageFeatures,
-        said: FramePrompt,
-        frame: EncodedFrame,
-        known: FloatArray,
-        weight: FloatArray,
-        seeds: BoolArray,
-    ) -> list[_Answer]:
-        """Candidate masks: three where the prompt is ambiguous or the single one disagrees."""
-        model, chosen = self.encoder.model, self.options.alternative
-        prompts = None if said.empty else network_prompts([said], frame)
-
-        def ask(multimask: bool) -> list[_Answer]:
-            out = model.decode(features, prompts, multimask=multimask)
-            count = int(out.logits.shape[1])
-            return [_read(_only(out, k), known, weight, seeds) for k in range(count)]
-
-        if said.logits is not None:
-            single = ask(False)
-            if not single[0].agreement < SURE:
-                return single
-            return single + ask(True)
-        ambiguous = prompts is None or prompts.num_points <= 1
-        found = ask(ambiguous)
-        return [found[chosen]] if chosen is not None and ambiguous else found
-
-    def _again(
-        self,
-        features: ImageFeatures,
-        said: FramePrompt,
-        frame: EncodedFrame,
-        known: FloatArray,
-        weight: FloatArray,
-        seeds: BoolArray,
-        answer: _Answer,
-    ) -> _Answer:
-        """A second thought: the network sees its own mask where nothing else is known."""
-        whole = answer.logits if said.logits is None else said.logits
-        whole = np.where(whole != 0, whole, answer.logits)
-        own = replace(said, logits=np.clip(whole, -LIMIT, LIMIT))
-        out = self.encoder.model.decode(features, network_prompts([own], frame))
-        return _read(_only(out, 0), known, weight, seeds)
-
-    def _judged(self, start: FrameReport, answer: _Answer) -> FrameReport:
+    def _judged(self, start: FrameReport, answer: Answer) -> FrameReport:
         report = replace(
             start,
             predicted_iou=float(answer.decoded.predicted_iou[0, 0]),
@@ -459,7 +398,7 @@ class Panning:
             return f"unsure (predicted IoU {report.predicted_iou:.2f})"
         return ""
 
-    def _keep(self, report: FrameReport, frame: EncodedFrame, answer: _Answer) -> None:
+    def _keep(self, report: FrameReport, frame: EncodedFrame, answer: Answer) -> None:
         import torch
 
         row, col, _, _ = frame.window
@@ -571,11 +510,9 @@ class Panning:
 
         One safetensors file; its JSON metadata say which scene, weights and options it is for.
         """
-        from safetensors.torch import save
-
         if self._corrected:
             self._forget_unreached()
-        write_atomically(Path(path), save(self._tensors(), {"geosam2": json.dumps(self._about())}))
+        write_state(Path(path), self._about(), self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         import torch
@@ -609,9 +546,7 @@ class Panning:
         Raises:
             InterruptedRunError: If the file is damaged, or was made for another scene or model.
         """
-        about, tensors = _read_state(Path(path))
-        options = dict(about["options"])
-        options["gate"] = Gate(**options["gate"])
+        about, tensors = read_state(Path(path))
         prompts = [Prompt.from_json(stored) for stored in about["prompts"]]
         run = cls(
             scene,
@@ -619,7 +554,7 @@ class Panning:
             prompts[0],
             level=about["level"],
             overlap=about["overlap"],
-            options=PanOptions(**options),
+            options=PanOptions.from_json(about["options"]),
         )
         run._check_same(about, path)
         run._restore(about, tensors, prompts)
@@ -649,7 +584,7 @@ class Panning:
         self.bank = MemoryBank.from_state(bank)
         self.prompts = prompts
         for entry in about["reports"]:
-            report = FrameReport(**{**entry, "index": FrameIndex(*entry["index"])})
+            report = report_from(entry)
             self.reports[report.index] = report
         self._redo = [FrameIndex(*index) for index in about["redo"]]
         self._corrected = about["corrected"]
@@ -699,19 +634,6 @@ def _encoder(scene: Scene | FrameEncoder, model: SAM2 | None) -> FrameEncoder:
     return FrameEncoder(scene, model)
 
 
-def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {})["geosam2"])
-            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InterruptedRunError(
-            f"state {path} cannot be read ({error}): start anew without --resume"
-        ) from error
-
-
 def _along(logits: FloatArray, side: Side) -> FloatArray:
     """The logits turned so that row 0 lies at a border and columns run along it."""
     turned = {
@@ -721,49 +643,3 @@ def _along(logits: FloatArray, side: Side) -> FloatArray:
         "east": logits.T[::-1],
     }
     return turned[side]
-
-
-def seeds_of(frame: EncodedFrame, known: FloatArray, said: FramePrompt) -> BoolArray:
-    """(H/4, W/4) cells that are surely the object: known before, or clicked."""
-    seeds: BoolArray = known > 0
-    inverse = ~frame.geobox.affine
-    for point, label in zip(said.points, said.labels, strict=True):
-        if label == 1:
-            col, row = (int(v // MASK_STEP) for v in apply_affine(inverse, *point))
-            seeds[max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3] = True
-    return seeds
-
-
-def _picked(shown: FloatArray, frame: EncodedFrame) -> list[Point]:
-    """One or two places deep inside what is known to be the object."""
-    cells = regions.deepest(shown > 0, count=2)
-    to_map = frame.geobox.affine
-    return [
-        apply_affine(to_map, (col + 0.5) * MASK_STEP, (row + 0.5) * MASK_STEP) for row, col in cells
-    ]
-
-
-def _read(one: Decoded, known: FloatArray, weight: FloatArray, seeds: BoolArray) -> _Answer:
-    """One candidate, cut down to what hangs together with the known part or a point."""
-    logits = one.logits[0, 0].float().cpu().numpy().copy()
-    if seeds.any():
-        kept = regions.reachable(logits > 0, seeds, gap=GAP)
-        logits[(logits > 0) & ~kept] *= -1
-    if not weight.any():
-        return _Answer(one, logits, math.nan)
-    here, there = (logits > 0) & (weight > 0), (known > 0) & (weight > 0)
-    # an arm of the object that only this frame knows is no disagreement
-    touching = regions.reachable(here, there, gap=1)
-    return _Answer(one, logits, regions.iou(touching, there, weight))
-
-
-def _quality(answer: _Answer) -> float:
-    """What the best candidate is chosen by: the known part decides where there is one."""
-    quality = float(answer.decoded.predicted_iou[0, 0])
-    return quality if math.isnan(answer.agreement) else quality * answer.agreement
-
-
-def _only(out: Decoded, number: int) -> Decoded:
-    """One candidate of one object."""
-    part = slice(number, number + 1)
-    return replace(out, logits=out.logits[:, part], predicted_iou=out.predicted_iou[:, part])

@@ -7,7 +7,8 @@ grows with the perimeter and not with the area.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from geosam2 import regions
 from geosam2.cache import EncodedFrame, FrameEncoder
-from geosam2.errors import LevelError, SourceError
+from geosam2.errors import InterruptedRunError, LevelError, SourceError
+from geosam2.looking import LIMIT, places_in
 from geosam2.masklet import FrameReport, Masklet, Step
 from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
-from geosam2.prompts import MASK_STEP, FramePrompt, apply_affine, network_prompts
+from geosam2.prompts import MASK_STEP, FramePrompt, network_prompts
 from geosam2.quality import stability_score
+from geosam2.state import read_state, report_from, write_state
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
@@ -78,6 +81,40 @@ class Refining:
         frames = (*self.coarse.frames, *kept)
         return replace(self.coarse, mosaic=self.mosaic, level=self.grid.level, frames=frames)
 
+    # -- pausing for longer
+
+    def save(self, path: Path) -> None:
+        """Store what is refined so far, whole or not at all; `restore` goes on from there."""
+        import torch
+
+        fine = {key: patch for key, patch in self.mosaic.patches.items() if patch.rank == FINE}
+        arrays = replace(self.mosaic, patches=fine).state_dict()
+        about = {
+            "level": self.grid.level.index,
+            "frames": self.frames,
+            "reports": [asdict(report) for report in self.reports],
+        }
+        write_state(path, about, {n: torch.from_numpy(a.copy()) for n, a in arrays.items()})
+
+    def restore(self, path: Path) -> None:
+        """Take over what a run on the same object had refined.
+
+        Raises:
+            InterruptedRunError: If the file is damaged, or of another object.
+        """
+        about, tensors = read_state(path)
+        frames = [FrameIndex(*index) for index in about["frames"]]
+        if about["level"] != self.grid.level.index or frames != self.frames:
+            raise InterruptedRunError(
+                f"state {path} belongs to another object: start anew without --resume"
+            )
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        stored = LogitMosaic.from_state(arrays, self.mosaic.transform, self.mosaic.crs)
+        self.mosaic.patches |= stored.patches
+        self.reports = [report_from(entry) for entry in about["reports"]]
+
+    # -- a frame
+
     def _step(self, index: FrameIndex) -> Step:
         report, logits = self._look(index)
         self.reports.append(report)
@@ -125,13 +162,8 @@ class Refining:
     def _decode(self, frame: EncodedFrame, known: FloatArray) -> Decoded:
         import torch
 
-        cells = regions.deepest(known > 0, count=2)
-        to_map = frame.geobox.affine
-        places = tuple(
-            apply_affine(to_map, (col + 0.5) * MASK_STEP, (row + 0.5) * MASK_STEP)
-            for row, col in cells
-        )
-        said = FramePrompt(places, (1,) * len(places), logits=np.clip(known, -32, 32))
+        places = tuple(places_in(known, frame))
+        said = FramePrompt(places, (1,) * len(places), logits=np.clip(known, -LIMIT, LIMIT))
         with torch.no_grad():
             return self.encoder.model.decode(frame.features, network_prompts([said], frame))
 

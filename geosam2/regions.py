@@ -27,12 +27,12 @@ def reachable(mask: BoolArray, seeds: BoolArray, *, gap: int = 0) -> BoolArray:
     >>> reachable(row, seed, gap=1).astype(int).tolist()
     [[1, 1, 0, 1, 0, 0, 0, 0]]
     """
-    ground = _grown(mask, gap)
+    ground = grown(mask, gap)
     found = seeds & mask
     while True:
         before = found
         for _ in range(8):  # looking for a change costs as much as a step
-            found = _grown(found, 1) & ground
+            found = grown(found, 1) & ground
         if np.array_equal(found, before):
             return found & mask
 
@@ -49,7 +49,7 @@ def depth(mask: BoolArray) -> NDArray[np.int32]:
     left = np.pad(mask, 1)
     while left.any():
         steps += left[1:-1, 1:-1]
-        left = ~_grown(~left, 1)
+        left = ~grown(~left, 1)
         left[[0, -1]] = left[:, [0, -1]] = False
     return steps
 
@@ -80,7 +80,7 @@ def iou(a: BoolArray, b: BoolArray, weight: Any = 1.0) -> float:
     return float(((a & b) * weight).sum()) / union if union > 0 else 1.0
 
 
-def _grown(mask: BoolArray, by: int) -> BoolArray:
+def grown(mask: BoolArray, by: int) -> BoolArray:
     """The mask and all cells within `by` of it (a square)."""
     import torch
     from torch.nn import functional as F
