@@ -1,9 +1,9 @@
 """A run of many prompts that survives being stopped or killed.
 
 Its folder holds what was asked (`run.json`), a line for each finished object (`finished.jsonl`) and
-the state of the object that is being followed (`current.safetensors`). Lines are appended and
-states replaced whole, so whatever moment the process dies in, the run goes on from the last frame
-that was stored.
+the state of the object at hand: of following it (`current.safetensors`) and of refining it at each
+finer level (`refined-N.safetensors`). Lines are appended and states replaced whole, so whatever
+moment the process dies in, the run goes on from the last frame that was stored.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import shapely
 from geosam2 import __version__
 from geosam2.errors import InterruptedRunError
 from geosam2.files import write_atomically
-from geosam2.masklet import Gate, Masklet, PanOptions, Step
+from geosam2.masklet import Masklet, PanOptions, Step
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning
+from geosam2.refine import Refining
 from geosam2.segmenter import FrameMask, Segmenter
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 SAVE_EVERY = 10.0  # seconds between two stored states
+STATES = "current.safetensors", "refined-*.safetensors"  # files of the object at hand
 CHUNK = 256  # prompts whose first frames are looked at together
 
 Phase = Literal["follow", "refine"]
@@ -58,10 +60,9 @@ class Task:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Task:
         """Read what `to_json` gave."""
-        options = dict(stored["options"])
-        options["gate"] = Gate(**options["gate"])
+        options = PanOptions.from_json(stored["options"])
         prompts = tuple(Prompt.from_json(one) for one in stored["prompts"])
-        return cls(**{**stored, "options": PanOptions(**options), "prompts": prompts})
+        return cls(**{**stored, "options": options, "prompts": prompts})
 
 
 class PromptedRun:
@@ -88,6 +89,7 @@ class PromptedRun:
         self.segmenter, self.task, self.folder = segmenter, task, folder
         self.rows: list[dict[str, Any]] = []
         self._panning: Panning | None = None
+        self._refining: Refining | None = None
         self._saved = time.monotonic()
         if folder is None:
             return
@@ -99,8 +101,7 @@ class PromptedRun:
 
     def _begin(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("finished.jsonl", "current.safetensors"):
-            (folder / name).unlink(missing_ok=True)
+        self._remove("finished.jsonl", *STATES)
         about = {"version": __version__, **self._identity(), "task": self.task.to_json()}
         write_atomically(folder / "run.json", json.dumps(about).encode())
 
@@ -136,12 +137,27 @@ class PromptedRun:
             masklet = self._panning.masklet
         refine = self.segmenter.preset.refine if self.task.refine is None else self.task.refine
         if refine and self.task.level == "auto":
+            self.pause()  # the object is whole: what is left is its outline
             frames = self.task.options.max_frames
             for run in self.segmenter.refinements(masklet, max_frames=frames):
+                self._continue(run)
                 for step in run:
+                    self._save_sometimes()
                     yield mask.prompt, "refine", step
+                self.pause()
                 masklet = run.masklet
         self._finish(masklet)
+
+    def _continue(self, run: Refining) -> None:
+        """Go on where an earlier process was with this level, if it was."""
+        self._refining = run
+        state = self._state_of(run)
+        if state is not None and state.is_file():
+            run.restore(state)
+
+    def _state_of(self, run: Refining) -> Path | None:
+        level = run.grid.level.index
+        return None if self.folder is None else self.folder / f"refined-{level}.safetensors"
 
     def _start(self, mask: FrameMask) -> Panning:
         """A new run for an object, or the stored one."""
@@ -156,38 +172,44 @@ class PromptedRun:
     def _finish(self, masklet: Masklet) -> None:
         row = self.segmenter.rows([masklet], **self.task.geometry)[0]
         self.rows.append(row)
-        self._panning = None
+        self._panning = self._refining = None
         if self.folder is None:
             return
         stored = {**row, "geometry": shapely.to_wkb(row["geometry"], hex=True)}
         with (self.folder / "finished.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(stored) + "\n")
-        (self.folder / "current.safetensors").unlink(missing_ok=True)
+        self._remove(*STATES)
 
     def _save_sometimes(self) -> None:
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.pause()
 
     def pause(self) -> None:
-        """Store the state of the object that is being followed."""
-        if self.folder is not None and self._panning is not None:
+        """Store the state of the object at hand."""
+        if self.folder is not None and self._refining is not None:
+            self._refining.save(self._state_of(self._refining) or self.folder)
+        elif self.folder is not None and self._panning is not None:
             self._panning.save(self.folder / "current.safetensors")
         self._saved = time.monotonic()
 
     def result(self, *, partial: bool = False) -> geopandas.GeoDataFrame:
-        """Finished objects; with `partial` also the one that is being followed, as far as it is."""
-        rows = list(self.rows)
-        if partial and self._panning is not None and self._panning.masklet.frames:
-            rows += self.segmenter.rows([self._panning.masklet], **self.task.geometry)
+        """Finished objects; with `partial` also the one at hand, as far as it is known."""
+        rows, at_hand = list(self.rows), self._refining or self._panning
+        if partial and at_hand is not None and at_hand.masklet.frames:
+            rows += self.segmenter.rows([at_hand.masklet], **self.task.geometry)
         return self.segmenter.table(rows)
 
     def clean_up(self) -> None:
         """Remove the folder of a run that is done."""
         if self.folder is not None:
-            for name in ("finished.jsonl", "current.safetensors", "run.json"):
-                (self.folder / name).unlink(missing_ok=True)
+            self._remove("finished.jsonl", "run.json", *STATES)
             with contextlib.suppress(OSError):  # somebody keeps other things there
                 self.folder.rmdir()
+
+    def _remove(self, *patterns: str) -> None:
+        assert self.folder is not None
+        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
+            path.unlink(missing_ok=True)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -233,9 +233,7 @@ def _stop_once() -> Iterator[_Stop]:
 
 def _work(run: PromptedRun, objects: int, max_frames: int, *, quiet: bool) -> bool:
     """Go through the run under a progress bar; True if it was stopped."""
-    from tqdm import tqdm
-
-    with _stop_once() as stop, tqdm(unit=" frames", disable=quiet, file=sys.stderr) as bar:
+    with _stop_once() as stop, _bar(quiet=quiet) as bar:
         for prompt, phase, step in run:
             bar.set_description(f"object {prompt.object_id} of {objects}, {phase}")
             area = "" if step.area != step.area else f", {_area(step.area)}"
@@ -245,6 +243,13 @@ def _work(run: PromptedRun, objects: int, max_frames: int, *, quiet: bool) -> bo
                 run.pause()
                 return True
     return False
+
+
+def _bar(*, quiet: bool) -> Any:
+    """A progress bar that shows nothing before the first frame: a wrong prompt has none."""
+    from tqdm import tqdm
+
+    return tqdm(unit=" frames", disable=quiet, file=sys.stderr, delay=1e-3)
 
 
 def _area(square_metres: float) -> str:
