@@ -1,27 +1,32 @@
-"""What following is worth at seams: memory, known logits, both, neither.
+"""What following is worth at seams: memory, known logits, asking again, all of them, none.
 
     python benchmarks/seams.py --quick
-    python benchmarks/seams.py --seeds 4 --data ../shared/data
+    python benchmarks/seams.py --seeds 2 --sizes 4 12 --kinds lake road
 
-One click on an object of known outline that covers several frames. Five ways to get it whole:
+One click on an object of known outline that covers several frames, and ways to get it whole:
 
     both     memory in map coordinates and known logits as a prompt (what `pan` does)
     memory   memory only
     known    known logits only
     frame    both, but memories placed as in a video, all in the same spot
+    once     both, but each frame is asked once and not until its mask stays the same
     merge    every frame by itself (a grid of points), then the best vector rule known: join masks
              whose intersection over the smaller is 0.15 if both are large, 0.5 if one is small,
              0.03 if they meet along most of the seam
+    coarse   no following: one frame at the level where the whole object fits, then its outline
+             refined at the finest level; what the others are to be compared with
 
 The last line is JSON. `followed_iou_N`: mean IoU with the truth for objects of N frames;
 `split_rate`: share of found seam-crossing objects that came out in parts; `straight_edge`: share
 of outline along frame borders; `phase_iou`: IoU of two runs with frames half a frame apart;
-`swallowed`: share of the look-alike neighbour that was taken in.
+`swallowed`: share of the look-alike neighbour that was taken in; `of_coarse_N`: followed_iou_N
+as a share of what "coarse" reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -43,7 +48,8 @@ from geosam2.cache import EmbeddingCache, FrameEncoder
 from geosam2.masklet import PanOptions
 from geosam2.prompts import FramePrompt, Prompt, network_prompts
 from geosam2.propagate import Panning
-from geosam2.testing import synthetic_scene, write_geotiff
+from geosam2.segmenter import Segmenter
+from geosam2.testing import SyntheticScene, synthetic_scene, write_geotiff
 from geosam2.tiling import FrameGrid, FrameIndex
 from geosam2.vectorize import from_mosaic, polygons
 
@@ -52,9 +58,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "memory": {"use_known": False},
     "known": {"use_memory": False},
     "frame": {"positions": "frame"},
+    "once": {"rounds": 0},
     "merge": {},
+    "coarse": {},
 }
 SIZES = (1, 4, 12, 40)
+KINDS = {
+    "lake": ("lake", "road", "field", "building", "wood"),
+    "river": ("river", "field", "building", "wood"),
+    "field": ("field", "building", "road"),
+    "road": ("road", "field", "building", "wood"),
+}
+"""What is followed, and the clutter around it."""
+FITS = 0.6  # of a frame: an object of that size is whole on the frame that holds its middle
 LARGE = 32 * 32  # pixels from which a mask counts as large in the vector rule
 
 
@@ -92,21 +108,17 @@ class Found:
     parts: int = 1
 
 
-def synthetic(folder: Path, seeds: int, sizes: tuple[int, ...]) -> Iterator[Case]:
-    """Lakes with islands, fields and rivers among clutter, with and without a twin."""
-    kinds = (
-        ("lake", "road", "field", "building", "wood"),
-        ("field", "building", "road"),
-        ("wood", "river", "building", "field"),
-    )
-    for frames in sizes:
-        for seed in range(seeds):
-            names = kinds[seed % len(kinds)]
-            made = synthetic_scene(seed, kinds=names, frames=frames, twin=seed % 2 == 1)
-            yield _drawn(folder, f"{names[0]}-{frames}-{seed}", made, frames)
+def synthetic(
+    folder: Path, seeds: int, sizes: tuple[int, ...], kinds: tuple[str, ...]
+) -> Iterator[Case]:
+    """Lakes with islands, rivers, fields and roads among clutter, every other one with a twin."""
+    for frames, seed, kind in itertools.product(sizes, range(seeds), kinds):
+        twin = (seed + list(KINDS).index(kind)) % 2 == 0
+        made = synthetic_scene(seed, kinds=KINDS[kind], frames=frames, twin=twin)
+        yield _drawn(folder, f"{kind}-{frames}-{seed}", made, frames)
 
 
-def _drawn(folder: Path, name: str, made: Any, frames: int) -> Case:
+def _drawn(folder: Path, name: str, made: SyntheticScene, frames: int) -> Case:
     path = write_geotiff(folder / f"{name}.tif", made.pixels, made.geobox)
     a = made.geobox.affine
     dx, dy = 192 * a.a, 192 * a.e
@@ -114,12 +126,8 @@ def _drawn(folder: Path, name: str, made: Any, frames: int) -> Case:
     other = GeoBox(made.geobox.shape, moved, made.geobox.crs)
     shifted = write_geotiff(folder / f"{name}-shifted.tif", made.pixels, other)
     main = made.truth[made.truth.main].geometry.iloc[0]
-    twin = None
-    if "twin" in name or made.truth.main.sum() == 1:
-        same = made.truth[(made.truth.kind == made.truth[made.truth.main].kind.iloc[0])]
-        others = same[~same.main]
-        near = others[others.area > 0.5 * main.area]
-        twin = near.geometry.iloc[0] if len(near) else None
+    twins = made.truth[made.truth.twin].geometry
+    twin = twins.union_all() if len(twins) else None
     return Case(name, path, shifted, main, twin, (dx, dy), frames)
 
 
@@ -239,19 +247,43 @@ def joins(
     return share >= 0.03 and min(spans) > 0.5 * max(spans) > 0
 
 
-def run_case(variant: str, case: Case, encoders: Encoders, max_frames: int) -> Found:
-    """One variant on one case, on both phases."""
-    point = click_on(case.truth)
-    started = time.perf_counter()
-    encoder = encoders[case.path]
-    agreement: list[float] = []
+def coarse_first(encoder: FrameEncoder, point: tuple[float, float], size: float) -> tuple[
+    list[FrameIndex], shapely.Geometry
+]:  # fmt: skip
+    """The object from one frame of the level where it fits, refined at the finest level."""
+    side = encoder.model.config.image_size * FITS
+    levels = encoder.scene.levels
+    level = next((one for one in levels if size / one.cell_size <= side), levels[-1])
+    segmenter = Segmenter(encoder.scene, encoder.model, cache=encoder.cache)
+    masklet = segmenter.predict(Prompt((point,)), level=level)[0].masklet
+    for run in segmenter.refinements(masklet, max_frames=1000):
+        list(run)
+        masklet = run.masklet
+    return [report.index for report in masklet.frames[1:]], from_mosaic(masklet.mosaic)
+
+
+def outline_of(
+    variant: str, encoder: FrameEncoder, point: tuple[float, float], case: Case, max_frames: int
+) -> tuple[list[FrameIndex], shapely.Geometry, list[float]]:
+    """Frames of the finest level, outline and agreements of one variant."""
+    if variant == "coarse":
+        left, bottom, right, top = case.truth.bounds
+        return *coarse_first(encoder, point, max(right - left, top - bottom)), []
     if variant == "merge":
-        frames, outline = merged(encoder, point, max_frames)
-    else:
-        run, outline = followed(encoder, point, max_frames, VARIANTS[variant])
-        frames = [report.index for report in run.masklet.frames]
-        reports = run.masklet.frames
-        agreement = [r.agreement for r in reports if r.agreement == r.agreement]
+        return *merged(encoder, point, max_frames), []
+    run, outline = followed(encoder, point, max_frames, VARIANTS[variant])
+    reports = run.masklet.frames
+    agreements = [r.agreement for r in reports if r.agreement == r.agreement]
+    return [report.index for report in reports], outline, agreements
+
+
+def run_case(variant: str, case: Case, encoders: Encoders, max_frames: int) -> Found:
+    """One variant on one case."""
+    encoder = encoders[case.path]
+    started = time.perf_counter()
+    frames, outline, agreement = outline_of(
+        variant, encoder, click_on(case.truth), case, max_frames
+    )
     seconds = time.perf_counter() - started
     size = encoder.model.config.image_size
     grid = FrameGrid.of(encoder.scene, 0, frame_size=size, overlap=size // 4)
@@ -266,11 +298,8 @@ def shifted_outline(variant: str, case: Case, encoders: Encoders, max_frames: in
     assert case.shifted is not None
     dx, dy = case.move
     x, y = click_on(case.truth)
-    encoder, point = encoders[case.shifted], (x + dx, y + dy)
-    if variant == "merge":
-        _, outline = merged(encoder, point, max_frames)
-    else:
-        _, outline = followed(encoder, point, max_frames, VARIANTS[variant])
+    encoder = encoders[case.shifted]
+    _, outline, _ = outline_of(variant, encoder, (x + dx, y + dy), case, max_frames)
     return shapely.transform(outline, lambda p: p - [dx, dy])
 
 
@@ -316,17 +345,19 @@ def main() -> None:
     """Run and print; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="one object of 4 frames and three buildings"
+        "--quick", action="store_true", help="a lake and a road of 4 frames, three buildings"
     )
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--buildings", type=int, default=20, help="real ones that cross a seam")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--no-phase", action="store_true", help="leave the shifted runs out")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each result")
     asked = parser.parse_args()
     if asked.quick:
-        asked.seeds, asked.sizes, asked.buildings = 1, [4], 3
+        asked.seeds, asked.sizes, asked.kinds, asked.buildings = 1, [4], ["lake", "road"], 3
     import geosam2_model
 
     model = geosam2_model.load(asked.model)
@@ -336,11 +367,11 @@ def main() -> None:
     real: dict[str, list[Found]] = {name: [] for name in asked.variants}
     encoders = Encoders(model)
     with TemporaryDirectory() as folder:
-        for case in synthetic(Path(folder), asked.seeds, tuple(asked.sizes)):
+        for case in _cases(Path(folder), asked):
             limit = 2 * case.frames + 4
             for name in asked.variants:
                 results[name].append(run_case(name, case, encoders, limit))
-            for name in asked.variants:
+            for name in () if asked.no_phase else asked.variants:
                 results[name][-1].shifted = shifted_outline(name, case, encoders, limit)
             _show(case, {name: results[name][-1] for name in asked.variants}, asked.pictures)
         for case in buildings(asked.buildings):
@@ -350,15 +381,30 @@ def main() -> None:
     if asked.buildings:
         for name, found in real.items():
             table[name] |= {f"real_{k}": v for k, v in figures(found).items() if v == v}
+    _compare(table)
     _print(table)
     flat = {**table[asked.variants[0]], **table, "model": model.fingerprint[:12]}
     print(json.dumps(_rounded(flat)))
 
 
+def _cases(folder: Path, asked: argparse.Namespace) -> Iterator[Case]:
+    return synthetic(folder, asked.seeds, tuple(asked.sizes), tuple(asked.kinds))
+
+
+def _compare(table: dict[str, dict[str, float]]) -> None:
+    """Add what each variant reached of what the coarse level gave."""
+    coarse = table.get("coarse", {})
+    for key in [key for key in coarse if key.startswith("followed_iou")]:
+        for row in table.values():
+            row[key.replace("followed_iou", "of_coarse")] = row[key] / max(coarse[key], 1e-6)
+
+
 def _show(case: Case, found: dict[str, Found], pictures: Path | None) -> None:
     for name, one in found.items():
         iou = quality.polygon_iou(one.outline, case.truth)
-        phase = quality.polygon_iou(one.outline, one.shifted)
+        phase = float("nan")
+        if one.shifted is not None:
+            phase = quality.polygon_iou(one.outline, one.shifted)
         print(f"{case.name:<16} {name:<8} iou {iou:.3f} phase {phase:.3f} frames {one.looks:>3} "
               f"parts {one.parts} {one.seconds:6.1f} s", flush=True)  # fmt: skip
         if pictures is not None:

@@ -76,6 +76,9 @@ def test_the_twin_stays_apart():
     main = scene.truth[scene.truth.main].geometry.iloc[0]
     rest = scene.truth[(scene.truth.kind == "lake") & ~scene.truth.main]
     assert 4 < rest.distance(main).min() < 60  # metres
+    twin = scene.truth[scene.truth.twin]
+    assert set(twin.kind) == {"lake"}
+    assert rest.distance(main).idxmin() in twin.index
 
 
 def test_unknown_kinds_are_named():

@@ -42,8 +42,8 @@ class SyntheticScene(NamedTuple):
     pixels: npt.NDArray[np.uint8]
     """(3, H, W) red, green, blue."""
     truth: geopandas.GeoDataFrame
-    """Columns id (1...), kind, main (the object asked for by `frames`), geometry in the CRS.
-    No two overlap; fields touch."""
+    """Columns id (1...), kind, main (the object asked for by `frames`), twin (its look-alike),
+    geometry in the CRS. No two overlap; fields touch."""
     labels: npt.NDArray[np.int32]
     """(H, W) id of the object at each pixel centre, 0 = none."""
     geobox: GeoBox
@@ -54,6 +54,7 @@ class _Thing(NamedTuple):
     kind: str
     outline: Polygon  # pixels, x right, y down
     main: bool = False
+    twin: bool = False
 
 
 def synthetic_scene(
@@ -100,7 +101,7 @@ def synthetic_scene(
     if main is not None:
         things.append(main)
         if twin:
-            things.append(_Thing(main.kind, _twin(rng, main, shape)))
+            things.append(_Thing(main.kind, _twin(rng, main, shape), twin=True))
     things = _visible(things, shape)
     labels = _labels(things, shape)
     geobox = GeoBox(shape, _transform(gsd), crs)
@@ -262,6 +263,7 @@ def _truth(things: list[_Thing], geobox: GeoBox) -> geopandas.GeoDataFrame:
         "id": np.arange(1, len(things) + 1),
         "kind": [thing.kind for thing in things],
         "main": [thing.main for thing in things],
+        "twin": [thing.twin for thing in things],
     }
     return geopandas.GeoDataFrame(columns, geometry=geometry, crs=str(geobox.crs))
 
