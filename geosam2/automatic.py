@@ -179,7 +179,7 @@ def _search(
             if len(chunk) == 0:
                 continue
         asked += len(chunk)
-        found = _ask(network, features, chunk, recipe.min_iou, recipe.min_stability, recipe)
+        found = _ask(network, features, chunk, recipe)
         if recipe.skip_explained and len(found):
             explained |= _middles(found.logits)
         kept.append(found)
@@ -225,11 +225,13 @@ def _ask(
     network: Network,
     features: Any,
     points: NDArray[np.float32],
-    min_iou: float,
-    min_stability: float,
     recipe: Recipe,
+    share: float = 1.0,
 ) -> _Candidates:
-    """Three masks a point, filtered by predicted IoU first, then by stability."""
+    """Three masks a point, filtered by predicted IoU first, then by stability and by both.
+
+    `share` scales the limits.
+    """
     from geosam2_model import Prompts
 
     # pixel corners here, pixel centres in the network
@@ -237,11 +239,11 @@ def _ask(
     with torch.inference_mode():
         prompts = Prompts(points=xy, labels=torch.ones(len(xy), 1, dtype=torch.int64))
         out = network.decode(features, prompts, multimask=True)
-        good = out.predicted_iou >= min_iou
+        good = out.predicted_iou >= share * max(recipe.min_iou, recipe.min_score)
         logits, iou = out.logits[good], out.predicted_iou[good]
         stability = stability_scores(logits, recipe.stability_offset)
-        steady = stability >= min_stability
-        # all-over masks are the ground, not an object; they would also hide what lies on it
+        steady = stability >= share * recipe.min_stability
+        steady &= iou * stability >= share * recipe.min_score
         logits, iou, stability = logits[steady], iou[steady], stability[steady]
         small = (logits * QUANTUM).round().clamp(-127, 127).to(torch.int8)
     return _Candidates(small.numpy(), iou.float().numpy(), stability.float().numpy())
@@ -445,8 +447,7 @@ def _fill(
         for start in range(0, len(points), recipe.chunk):
             chunk = points[start : start + recipe.chunk]
             asked += len(chunk)
-            limits = (recipe.min_iou * share, recipe.min_stability * share)
-            candidates.append(_ask(network, features, chunk, *limits, recipe))
+            candidates.append(_ask(network, features, chunk, recipe, share))
         clean = _clean(_joined(candidates, layout.size), allowed, recipe.min_region)
         clean = clean[_suppress(clean, recipe.duplicate_iou)]
         for part in _parts(clean, frame_box, frame_box, key):

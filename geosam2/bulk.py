@@ -27,6 +27,7 @@ from geosam2.errors import GeoreferenceError, PromptError
 from geosam2.everything import executor_for, model_maker, with_threads
 from geosam2.part_table import whole
 from geosam2.prompts import network_box, network_points
+from geosam2.recipe import frame_size_for
 from geosam2.scene import Frame, Scene, open_scene
 from geosam2.steps import network_of, remember_network
 from geosam2.tiling import FrameGrid, FrameIndex
@@ -168,7 +169,7 @@ def segment_prompts(
     maker, network = model_maker(model, device)
     remember_network(maker, network)
     asked = _asked(prompts, scene)
-    size = network.config.image_size if hasattr(network, "config") else 512
+    size = frame_size_for(network)
     overlap = size // 4 if overlap is None else overlap
     with contextlib.ExitStack() as stack:
         if folder is None:

@@ -31,6 +31,8 @@ class Recipe:
     """Masks with a lower predicted IoU are dropped."""
     min_stability: float = 0.85
     """Masks whose area changes more when the threshold moves are dropped (IoU of the two)."""
+    min_score: float = 0.0
+    """Masks whose predicted IoU x stability is lower are dropped."""
     stability_offset: float = 1.0
     """By how many logits the threshold moves, up and down."""
     duplicate_iou: float = 0.7
@@ -40,7 +42,7 @@ class Recipe:
     min_region: int = 64
     """Holes and islands of a mask smaller than so many network pixels are filled or removed."""
     coverage: tuple[float, ...] = (0.9, 0.8)
-    """Where nothing was found, ask again, min_iou and min_stability times these; () = do not."""
+    """Where nothing was found, ask again, the three limits times these; () = do not."""
     coverage_points: int = 48
     """Points per side of a frame for asking again."""
     link_iou: float = 0.5
@@ -108,28 +110,54 @@ class Recipe:
 
 
 def recipe_for(network: Any) -> Recipe:
-    """The defaults for a model: a point each 32 network pixels, and thresholds on its own scale.
+    """The defaults for a model: point grids and limits on the scale of its own scores.
 
-    The embedded model is soft at borders: on training chips of the drone scene, masks more stable
-    than 0.6 have a mean IoU of 0.70, and no more than a third of all masks is. Meta's models want
-    the limits of their own generator.
+    The embedded model is soft at borders, and neither of its scores tells a good mask alone; their
+    product does best on training chips of the drone scene (`benchmarks/everything.py --only tune`
+    says what each limit finds). Meta's models want the limits of their own generator.
 
     >>> from types import SimpleNamespace
     >>> meta = SimpleNamespace(config=SimpleNamespace(trunk="hiera", image_size=1024))
     >>> recipe_for(meta).points, recipe_for(object()).points
-    ((32, 16, 4), (16, 8, 2))
+    ((32, 16, 4), (8, 4))
+    """
+    if _is_metas(network):
+        return Recipe(min_iou=0.8, min_stability=0.92, coverage_points=32)
+    return Recipe(
+        points=(8, 4),
+        min_iou=0.3,
+        min_stability=0.3,
+        min_score=0.3,
+        coverage=(0.8,),
+        coverage_points=16,
+        chunk=16,
+    )
+
+
+def frame_size_for(network: Any) -> int:
+    """Side in pixels of the frames that automatic mode shows a model.
+
+    Half the input size of the embedded one: it was trained on crops of 192 to 384 pixels, finds as
+    much at 256 as at 512, and a point costs as much as the frame that it is asked on is large.
+
+    >>> from types import SimpleNamespace
+    >>> frame_size_for(SimpleNamespace(config=SimpleNamespace(trunk="hiera", image_size=1024)))
+    1024
     """
     config = getattr(network, "config", None)
-    if config is not None and config.trunk == "hiera":
-        return Recipe(min_iou=0.8, min_stability=0.92, coverage_points=32)
-    side = max(1, (config.image_size if config is not None else 512) // 32)
-    tiers = (side, max(1, side // 2), max(1, side // 8))
-    return Recipe(points=tiers, min_iou=0.5, min_stability=0.6, chunk=16, coverage_points=24)
+    size = 512 if config is None else int(config.image_size)
+    return size if config is None or _is_metas(network) else size // 2
+
+
+def _is_metas(network: Any) -> bool:
+    config = getattr(network, "config", None)
+    return config is not None and getattr(config, "trunk", "") == "hiera"
 
 
 _SHARES = (
     "min_iou",
     "min_stability",
+    "min_score",
     "duplicate_iou",
     "link_iou",
     "doubt_share",
