@@ -55,7 +55,7 @@ class Step:
     waiting: int
     """Frames that wait in the queue."""
     found: tuple[Found, ...] = ()
-    """Following: the object so far. Everything: objects that are finished with this step."""
+    """Objects that are finished with this step (segmenting everything)."""
     frame: Bounds | None = None
     """Bounds of the frame that was looked at."""
 
@@ -64,6 +64,10 @@ class Follower(Protocol):
     """An object being followed over frames: iterate for steps; corrigible between two steps."""
 
     def __iter__(self) -> Iterator[Step]: ...
+
+    def found(self) -> Found:
+        """The object so far; outlining it takes a while, so it is not part of each step."""
+        ...
 
     def correct(self, clicks: Clicks) -> Step:
         """Add clicks to the prompt; what is known is decided again around them."""
@@ -91,7 +95,7 @@ class Backend(Protocol):
         """Work on this scene from now on; `poll` is to be called between two network calls."""
         ...
 
-    def preview(self, clicks: Clicks, level: int | None) -> list[Found]:
+    def preview(self, clicks: Clicks, level: int | None) -> Iterator[Found]:
         """The object under the clicks on one frame, best first; more than one if ambiguous."""
         ...
 

@@ -87,14 +87,12 @@ class FakeBackend:
                 self._frames.popitem(last=False)
         return self._frames[key]
 
-    def preview(self, clicks: Clicks, level: int | None) -> list[Found]:
-        found = []
+    def preview(self, clicks: Clicks, level: int | None) -> Iterator[Found]:
         chosen = self._level(clicks) if level is None else level
         for tolerance in (TOLERANCE, TOLERANCE // 3, TOLERANCE * 2):
             region = Region(self, clicks, chosen, tolerance)
             region.visit(region.start)
-            found.append(region.found())
-        return found
+            yield region.found()
 
     def follow(self, clicks: Clicks, level: int | None, options: dict[str, Any]) -> FakeFollower:
         chosen = self._level(clicks) if level is None else level
@@ -429,7 +427,10 @@ class FakeFollower:
 
     def _step(self, key: Key | None) -> Step:
         frame = self.region.backend._bounds(key) if key else None
-        return Step(len(self.region.masks), len(self.region.queue), (self.region.found(),), frame)
+        return Step(len(self.region.masks), len(self.region.queue), frame=frame)
+
+    def found(self) -> Found:
+        return self.region.found()
 
 
 # neighbour (row, col) -> (border pixels here, the pixels there that touch them)

@@ -14,7 +14,7 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -277,11 +277,15 @@ class Worker:
             self._running[1].poll()
 
     def _preview(self, header: Header, control: Control) -> None:
+        """The best shape is sent as soon as it is outlined, the others follow."""
         scene = self._require_scene()
-        found = self._backend.preview(self._clicks(header), _level(header, scene))
-        next(control.between_frames(), None)  # a cancel that came meanwhile
-        sizes, payload = protocol.join(item.wkb for item in found)
-        objects = [item.header() for item in found]
+        found: list[Found] = []
+        for item in self._backend.preview(self._clicks(header), _level(header, scene)):
+            next(control.between_frames(), None)  # a cancel that came meanwhile
+            if not found:
+                self._progress(header, Step(1, 0), (item,))
+            found.append(item)
+        objects, sizes, payload = _pack(found)
         self.send(
             {"op": "preview", "id": header["id"], "objects": objects, "parts": sizes}, payload
         )
@@ -301,17 +305,17 @@ class Worker:
 
     def _drive(self, header: Header, control: Control, follower: Follower) -> None:
         """Step through the frames; the client's wishes and checkpoints come between."""
-        path, last, saved = _text(header, "checkpoint"), Step(0, 0), 0.0
+        path, saved, begun, pace = _text(header, "checkpoint"), 0.0, False, Pace()
         try:
             for step in follower:
-                last = step
-                self._progress(header, step)
+                begun = True
+                self._progress(header, step, pace.picture(follower))
                 if path and time.monotonic() - saved > CHECKPOINT_EVERY:
                     follower.save(Path(path))
                     saved = time.monotonic()
                 for clicks in control.between_frames():
-                    last = follower.correct(clicks)
-                    self._progress(header, last, corrected=True)
+                    step = follower.correct(clicks)
+                    self._progress(header, step, (follower.found(),), corrected=True)
                     if path:
                         follower.save(Path(path))
                 if control.accepted:
@@ -319,12 +323,12 @@ class Worker:
         except Accepted:
             log.debug("accepted while waiting for pixels")
         except SourceError:
-            if path and last.found:
+            if path and begun:
                 follower.save(Path(path))
             raise
         if path:
             Path(path).unlink(missing_ok=True)
-        self._finish(header, last.found, complete=not control.accepted)
+        self._finish(header, (follower.found(),) if begun else (), complete=not control.accepted)
 
     def _everything(self, header: Header, control: Control) -> None:
         scene = self._require_scene()
@@ -336,7 +340,7 @@ class Worker:
                 (left, bottom, right, top), _level(header, scene), _options(header)
             ):
                 total += len(step.found)
-                self._progress(header, step)
+                self._progress(header, step, step.found)
                 for _ in control.between_frames():
                     log.debug("corrections mean nothing when everything is segmented")
                 if control.accepted:
@@ -346,17 +350,18 @@ class Worker:
         done = {"op": "result", "id": header["id"], "count": total, "objects": [], "parts": []}
         self.send({**done, "complete": not control.accepted})
 
-    def _progress(self, header: Header, step: Step, *, corrected: bool = False) -> None:
-        sizes, payload = protocol.join(item.wkb for item in step.found)
+    def _progress(
+        self, header: Header, step: Step, found: Sequence[Found], *, corrected: bool = False
+    ) -> None:
+        objects, sizes, payload = _pack(found)
         message = {"op": "progress", "id": header["id"], "done": step.done, "waiting": step.waiting}
-        objects = [item.header() for item in step.found]
         message.update(frame=step.frame, objects=objects, parts=sizes, corrected=corrected)
         self.send(message, payload)
 
-    def _finish(self, header: Header, found: tuple[Found, ...], *, complete: bool) -> None:
-        sizes, payload = protocol.join(item.wkb for item in found)
-        message = {"op": "result", "id": header["id"], "complete": complete, "parts": sizes}
-        self.send({**message, "objects": [item.header() for item in found]}, payload)
+    def _finish(self, header: Header, found: Sequence[Found], *, complete: bool) -> None:
+        objects, sizes, payload = _pack(found)
+        message = {"op": "result", "id": header["id"], "complete": complete}
+        self.send({**message, "objects": objects, "parts": sizes}, payload)
 
     def _require_scene(self) -> SceneInfo:
         if self._scene is None:
@@ -371,10 +376,35 @@ class Worker:
             raise RequestError("prompt", str(error)) from error
 
 
+class Pace:
+    """When the picture of a growing object is due: outlining takes `SHARE` of the time at most."""
+
+    SHARE = 0.2
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def picture(self, follower: Follower) -> tuple[Found, ...]:
+        """The object so far if a picture is due, else nothing."""
+        started = time.monotonic()
+        if started < self._next:
+            return ()
+        found = follower.found()
+        ended = time.monotonic()
+        self._next = ended + (ended - started) * (1 / self.SHARE - 1)
+        return (found,)
+
+
 OPS = (
     "hello", "load_model", "open", "preview", "follow", "everything", "restore", "pause", "resume",
     "accept", "cancel", "correct", "pixels", "ping", "shutdown",
 )  # fmt: skip
+
+
+def _pack(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[int], bytes]:
+    """Attributes, lengths of the geometries, geometries."""
+    sizes, payload = protocol.join(item.wkb for item in found)
+    return [item.header() for item in found], sizes, payload
 
 
 def _text(header: Header, key: str) -> str | None:

@@ -6,6 +6,7 @@ while that takes its seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -30,14 +31,15 @@ from geosam2.worker.source import Bounds, Clicks, Reader, SceneInfo
 if TYPE_CHECKING:
     from geosam2_model import SAM2
 
-    from geosam2.masklet import Masklet
+    from geosam2.masklet import Masklet, PanOptions
     from geosam2.prompts import Prompt
     from geosam2.propagate import Panning
+    from geosam2.refine import Refining
     from geosam2.scene import Scene
     from geosam2.segmenter import FrameMask, Segmenter
 
 DEFAULT = "rapid"
-RAPID_POINTS = (32,)  # per side of a frame; zoomed regions cost four times more
+STRIP = 2  # cells (8 px) at a window's border: a mask there goes on beyond it
 BLOCK = (
     2  # frames along a block of segment-everything: small, so that progress and pause are lively
 )
@@ -94,30 +96,32 @@ class RealBackend:
             self._segmenter = Segmenter(self._scene, self._model, preset=self._preset, cache=cache)
         return self._segmenter
 
-    def preview(self, clicks: Clicks, level: int | None) -> list[Found]:
-        prompt, segmenter = self._prompt(clicks), self.segmenter
+    def preview(self, clicks: Clicks, level: int | None) -> Iterator[Found]:
         chosen = self._level(level)
-        if chosen is None:
-            chosen = segmenter.predict(prompt, level="auto")[0].level
-        masks = segmenter.alternatives(prompt, level=chosen)
-        return [self._found_on_frame(mask) for mask in masks if (mask.logits > 0).any()]
+        masks = self.segmenter.alternatives(
+            self._prompt(clicks), level="auto" if chosen is None else chosen
+        )
+        for mask in masks:
+            if (mask.logits > 0).any():
+                yield self._found_on_frame(mask)
 
     def follow(self, clicks: Clicks, level: int | None, options: dict[str, Any]) -> RealFollower:
         from geosam2.masklet import PanOptions
 
-        segmenter, chosen = self.segmenter, self._level(level)
-        panning = segmenter.start(
-            self._prompt(clicks),
-            level="auto" if chosen is None else chosen,
-            options=PanOptions(max_frames=options.get("max_frames", 50)),
-        )
-        refine = chosen is None and segmenter.preset.refine
-        return RealFollower(self, panning, refine=refine)
+        prompt, limits = self._prompt(clicks), PanOptions(max_frames=options.get("max_frames", 50))
+        chosen = self._level(level)
+        if chosen is None:
+            mask = self.segmenter.predict(prompt, level="auto")[0]
+            if not mask.goes_on:
+                return RealFollower(self, prompt, limits, whole=mask.masklet)
+            return RealFollower(self, prompt, limits, mask.level, refine=True)
+        return RealFollower(self, prompt, limits, chosen)
 
     def restore(self, path: Path) -> RealFollower:
         from geosam2.propagate import Panning
 
-        return RealFollower(self, Panning.load(path, self.segmenter.encoder), refine=False)
+        panning = Panning.load(path, self.segmenter.encoder)
+        return RealFollower(self, panning.prompts[0], panning.options, panning=panning)
 
     def everything(
         self, bounds: Bounds, level: int | None, options: dict[str, Any]
@@ -157,7 +161,12 @@ class RealBackend:
         asked = options.get("points")
         if isinstance(asked, list) and asked and all(isinstance(n, int) for n in asked):
             return {"points": tuple(asked), "coverage": ()}
-        return {"points": RAPID_POINTS, "coverage": ()} if self._preset == "rapid" else {}
+        if self._preset != "rapid":
+            return {}
+        from geosam2.recipe import recipe_for
+
+        # a point each 32 pixels; the zoomed regions of the whole recipe cost four times more
+        return {"points": recipe_for(self._model).points[:1], "coverage": ()}
 
     def _level(self, number: int | None) -> Level | None:
         """The scene's level for one of the client's resolutions; None for automatic."""
@@ -187,22 +196,16 @@ class RealBackend:
         )
 
     def _open_sides(self, mask: FrameMask) -> int:
-        """Borders that the mask touches and behind which the scene has another frame."""
-        from geosam2.propagate import SIDES, STRIP
-        from geosam2.tiling import FrameIndex
-
-        grid, here = self.segmenter.grid(mask.level), mask.logits > 0
-        ends = {
-            "north": here[:STRIP],
-            "south": here[-STRIP:],
-            "west": here[:, :STRIP],
-            "east": here[:, -STRIP:],
-        }
-        return sum(
-            bool(ends[side].any())
-            and FrameIndex(mask.index.row + down, mask.index.col + right) in grid
-            for side, (down, right) in SIDES.items()
+        """Borders of the window that the mask touches and behind which the scene goes on."""
+        here, window = mask.logits > 0, mask.frame.window
+        extent = self.segmenter.scene.window(mask.level)
+        sides = (
+            (here[:STRIP], window.row > extent.row),
+            (here[-STRIP:], window.row_stop < extent.row_stop),
+            (here[:, :STRIP], window.col > extent.col),
+            (here[:, -STRIP:], window.col_stop < extent.col_stop),
         )
+        return sum(bool(end.any()) and beyond for end, beyond in sides)
 
     def found_masklet(self, masklet: Masklet) -> Found:
         """An object of many frames."""
@@ -232,46 +235,93 @@ class RealBackend:
 
 
 class RealFollower:
-    """`Follower` around a `Panning` and, after it, the refinements of what it found."""
+    """`Follower`: pans from the prompt, then refines what was found.
 
-    def __init__(self, backend: RealBackend, panning: Panning, *, refine: bool) -> None:
-        self._backend, self._panning, self._refine = backend, panning, refine
+    Args:
+        backend: With the segmenter.
+        prompt: What to follow.
+        limits: Of the panning, and of each refinement.
+        level: Where to pan; None: coarse to fine.
+        refine: Bring the result to the finest level.
+        whole: The whole object as the preview saw it; it is refined, not panned.
+        panning: A run that was begun before.
+    """
+
+    def __init__(
+        self,
+        backend: RealBackend,
+        prompt: Prompt,
+        limits: PanOptions,
+        level: Level | None = None,
+        *,
+        refine: bool = False,
+        whole: Masklet | None = None,
+        panning: Panning | None = None,
+    ) -> None:
+        self._backend, self._prompt, self._limits = backend, prompt, limits
+        self._refine = refine or whole is not None
+        self._coarse = whole
+        self._panning = panning
+        if whole is None and panning is None:
+            self._panning = self._start(prompt, level)
+        self._run: Refining | None = None  # the refinement that runs, or the last one
         self._stale = False  # corrected: a refinement that runs must begin anew
+
+    def _start(self, prompt: Prompt, level: Level | None) -> Panning:
+        where: Any = "auto" if level is None else level
+        return self._backend.segmenter.start(prompt, level=where, options=self._limits)
 
     def __iter__(self) -> Iterator[Step]:
         while True:
-            for step in self._panning:
-                yield self._step(self._panning.masklet, step.done, step.open_borders)
+            if self._panning is None:
+                yield Step(1, 0)
+            else:
+                for step in self._panning:
+                    yield Step(step.done, step.open_borders)
             self._stale = False
             if self._refine:
                 yield from self._refinements()
             if not self._stale:
                 return
 
+    @property
+    def _known(self) -> Masklet:
+        """What there is before refining."""
+        if self._panning is not None:
+            return self._panning.masklet
+        assert self._coarse is not None
+        return self._coarse
+
+    def found(self) -> Found:
+        return self._backend.found_masklet(self._run.masklet if self._run else self._known)
+
     def _refinements(self) -> Iterator[Step]:
-        panning, done = self._panning, self._panning.done
-        most = panning.options.max_frames
-        for run in self._backend.segmenter.refinements(panning.masklet, max_frames=most):
+        done, most = len(self._known.frames), self._limits.max_frames
+        for run in self._backend.segmenter.refinements(self._known, max_frames=most):
+            self._run = run
             for count, _ in enumerate(run, 1):
-                yield self._step(run.masklet, done + count, len(run) - count)
+                yield Step(done + count, len(run) - count)
                 if self._stale:
                     return
             done += len(run)
 
     def correct(self, clicks: Clicks) -> Step:
-        panning = self._panning
-        panning.correct(self._backend._prompt(clicks))
-        self._stale = True
-        waiting = 0
-        if not panning.finished:
-            waiting = panning.step().open_borders
-        return self._step(panning.masklet, panning.done, waiting)
+        self._run, self._stale = None, True
+        if self._panning is None:
+            points, labels = self._prompt.points, self._prompt.labels
+            self._prompt = dataclasses.replace(
+                self._prompt, points=points + clicks.points, labels=labels + clicks.labels
+            )
+            self._panning = self._start(self._prompt, None)
+        else:
+            self._panning.correct(self._backend._prompt(clicks))
+        waiting = 0 if self._panning.finished else self._panning.step().open_borders
+        return Step(self._panning.done, waiting)
 
     def save(self, path: Path) -> None:
-        self._panning.save(path)
-
-    def _step(self, masklet: Masklet, done: int, waiting: int) -> Step:
-        return Step(done, waiting, (self._backend.found_masklet(masklet),))
+        """Nothing is written for an object of one frame: a click brings it back."""
+        if self._panning is not None:
+            self._panning.save(path)
 
 
 # -- the client's imagery as a scene
