@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.request
 from pathlib import Path
 
 SETUP = json.loads(os.environ["GEOSAM2_DRIVE"])
@@ -27,6 +28,9 @@ from qgis.core import (
     QgsCoordinateTransform,
     QgsGeometry,
     QgsPointXY,
+    QgsProcessingAlgRunnerTask,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
     QgsProject,
     QgsRasterLayer,
     QgsRectangle,
@@ -42,6 +46,7 @@ canvas = iface.mapCanvas()
 project = QgsProject.instance()
 settings = QgsSettings()
 figures = {}
+kept = []
 
 
 # helpers ------------------------------------------------------------------------------------------
@@ -121,6 +126,8 @@ def press(widget):
 
 def shot(name):
     iface.mainWindow().grab().save(str(OUT / f"{name}.png"))
+    for gaps in Gaps.running:
+        gaps.skip()  # the picture is ours, not the plugin's
 
 
 def pause(seconds):
@@ -186,6 +193,12 @@ def basemap(version=1):
     return QgsRasterLayer(scenes.xyz_uri(SETUP["port"], version=version), "basemap", "wms")
 
 
+def mood(mode):
+    """Change how the tile server answers."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{SETUP['port']}/mood?mode={mode}") as answer:
+        answer.read()
+
+
 def results():
     """The layer that the plugin wrote to."""
     return project.mapLayer(plugin().controller.last_feature[0])
@@ -220,19 +233,31 @@ def iou(one, other):
 class Gaps:
     """Longest time between two turns of the event loop."""
 
+    BLOCKED = 500.0  # ms; a machine that is busy with other things makes gaps of 100 or 200
+    running = []
+
     def __init__(self):
-        self.worst, self._last = 0.0, time.perf_counter()
+        self.worst = 0.0
+        self.skip()
         self._timer = QTimer()
         self._timer.timeout.connect(self._tick)
         self._timer.start(2)
+        Gaps.running.append(self)
+
+    def skip(self):
+        """Leave out the time since the last turn."""
+        self._last = time.perf_counter()
 
     def _tick(self):
         now = time.perf_counter()
         self.worst, self._last = max(self.worst, now - self._last), now
 
-    def stop(self):
+    def stop(self, name):
+        """Note the figure; a window that stood still is an error."""
         self._timer.stop()
-        return round(1000 * self.worst, 1)
+        Gaps.running.remove(self)
+        figures[name] = round(1000 * self.worst, 1)
+        assert figures[name] < self.BLOCKED, f"{name}: {figures[name]}"
 
 
 def wait_for_preview():
@@ -266,7 +291,7 @@ def install_from_zip():
     heavy = {"torch", "rasterio", "geosam2", "geosam2_model"} & set(sys.modules)
     assert not heavy, heavy
     load = float(str(figures["load_ms"]).rstrip("s"))
-    assert load < 2.0, f"loading took {load} s"
+    assert load < 1.0, f"loading took {load} s"
 
 
 def no_engine():
@@ -443,7 +468,7 @@ def follow_a_lake():
         if len(set(seen)) == 5 and not (OUT / "07_following.png").exists():
             shot("07_following")
         yield pause(0.03)
-    figures["follow_gap_ms"] = gaps.stop()
+    gaps.stop("follow_gap_ms")
     yield lambda: state() == "empty"
     assert max(told) >= 7, told
     assert told == sorted(told), told
@@ -516,11 +541,6 @@ def kill_of_the_engine():
 
 def missing_tiles():
     """10: tiles that fail are a question with three answers."""
-    import urllib.request
-
-    def mood(mode):
-        urllib.request.urlopen(f"http://127.0.0.1:{SETUP['port']}/mood?mode={mode}").read()
-
     engine()
     fresh(basemap(version=2), "EPSG:3857")
     mood("503")
@@ -546,13 +566,40 @@ def slow_model_load():
     yield from view(500000, 5300000, 500600, 5300600)
     idle = Gaps()
     yield pause(1.0)
-    figures["idle_gap_ms"] = idle.stop()
+    idle.stop("idle_gap_ms")
     take_tool()
     gaps = Gaps()
     click(*scenes.POND[:2])
     yield from wait_for_preview()
-    figures["load_gap_ms"] = gaps.stop()
+    gaps.stop("load_gap_ms")
     session().reset()
+
+
+def run_without_dialog(algorithm, parameters):
+    """Start a run in the background, as models do; returns a list that gets True or False."""
+    context, feedback = QgsProcessingContext(), QgsProcessingFeedback()
+    context.setProject(project)
+    found = QgsApplication.processingRegistry().createAlgorithmById(algorithm)
+    task, ended = QgsProcessingAlgRunnerTask(found, parameters, context, feedback), []
+    kept.append((task, found, context, feedback))  # C++ uses them, but Python owns them
+    task.executed.connect(lambda worked, _: ended.append(worked))
+    QgsApplication.taskManager().addTask(task)
+    return ended
+
+
+def run_in_dialog(algorithm, parameters, output, figure):
+    """Run an algorithm in the dialog of the toolbox until its layer is there."""
+    import processing
+
+    dialog = processing.createAlgorithmDialog(algorithm, parameters)
+    dialog.show()
+    yield pause(0.5)
+    shot_widget(dialog, "13_dialog")
+    gaps = Gaps()
+    dialog.runButton().click()
+    yield lambda: project.mapLayersByName(output)
+    gaps.stop(figure)
+    dialog.close()
 
 
 def processing_dialog():
@@ -563,19 +610,20 @@ def processing_dialog():
     layer = tif()
     fresh(layer)
     yield from view(500000, 5300000, 500600, 5300600)
-    dialog = processing.createAlgorithmDialog(
-        "geosam2:segmentraster", {"INPUT": layer, "OUTPUT": "TEMPORARY_OUTPUT"}
-    )
-    dialog.show()
-    yield pause(0.5)
-    shot_widget(dialog, "13_dialog")
+    parameters = {"INPUT": layer.id(), "OUTPUT": "TEMPORARY_OUTPUT"}
+    ended = run_without_dialog("geosam2:segmentraster", parameters)
     gaps = Gaps()
-    dialog.runButton().click()
-    yield lambda: any(one.name() == "Objects" for one in project.mapLayers().values())
-    figures["processing_gap_ms"] = gaps.stop()
+    yield lambda: ended
+    gaps.stop("processing_gap_ms")
+    assert ended == [True]
+    extent = "500000,500600,5300000,5300600 [EPSG:32633]"
+    alone = {"INPUT": extent, "OUTPUT": "TEMPORARY_OUTPUT"}
+    yield from run_in_dialog("native:extenttolayer", alone, "Extent", "qgis_dialog_alone_gap_ms")
+    yield from run_in_dialog(
+        "geosam2:segmentraster", parameters, "Objects", "processing_dialog_gap_ms"
+    )
     made = next(one for one in project.mapLayers().values() if one.name() == "Objects")
     assert made.featureCount() == 2
-    dialog.close()
     settings.setValue("geosam2/engineArguments", "--backend fake --delay 1")
     again = processing.createAlgorithmDialog(
         "geosam2:segmentraster", {"INPUT": layer, "OUTPUT": "TEMPORARY_OUTPUT"}
@@ -588,6 +636,27 @@ def processing_dialog():
     yield lambda: again.runButton().isEnabled()
     figures["processing_cancel_ms"] = round(1000 * (time.perf_counter() - started), 1)
     again.close()
+
+
+def slow_tiles_in_processing():
+    """11: a Processing run that waits for a slow tile server does not stop the window."""
+    engine()
+    fresh(basemap(version=3), "EPSG:3857")
+    yield from lake_view()
+    mood("slow")
+    x, y, a, b = scenes.LAKE
+    parameters = {
+        "INPUT": project.mapLayersByName("basemap")[0].id(),
+        "EXTENT": f"{x - a},{x + a},{y - b},{y + b} [EPSG:3857]",
+        "RESOLUTION": 76,
+        "OUTPUT": "TEMPORARY_OUTPUT",
+    }
+    gaps = Gaps()
+    ended = run_without_dialog("geosam2:segmentraster", parameters)
+    yield lambda: ended
+    gaps.stop("processing_slow_tiles_gap_ms")
+    assert ended == [True]
+    mood("ok")
 
 
 def refine_and_flag():
@@ -697,7 +766,7 @@ def real_model():
     click(x, y)
     yield lambda: state() == "preview" and session().shape is not None
     figures["real_first_preview_ms"] = round(1000 * (time.perf_counter() - started))
-    figures["real_load_gap_ms"] = gaps.stop()
+    gaps.stop("real_load_gap_ms")
     shot("20_real_preview")
     times = []
     for shift in range(5):
@@ -729,7 +798,7 @@ def real_model():
     canvas.setFocus()
     key("Return")
     yield lambda: state() == "empty"
-    figures["real_follow_gap_ms"] = gaps.stop()
+    gaps.stop("real_follow_gap_ms")
     road = max(results().getFeatures(), key=lambda one: one["id"])
     assert road.geometry().isGeosValid()
     figures["real_road_frames"] = road["frames"]
@@ -745,7 +814,7 @@ SCENARIOS = {
         install_from_zip, no_engine, click_a_pond, warm_clicks, other_project_crs_and_rotation,
         exclude_take_back_box, follow_a_lake, escape_pauses_wherever_the_focus_is,
         cancel_leaves_nothing, kill_of_the_engine, missing_tiles, slow_model_load,
-        processing_dialog, refine_and_flag, new_geopackage, reload_five_times, real_model,
+        processing_dialog, slow_tiles_in_processing, refine_and_flag, new_geopackage, reload_five_times, real_model,
         leave_during_a_job,
     )
 }  # fmt: skip

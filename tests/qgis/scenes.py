@@ -102,7 +102,7 @@ def png(pixels):
 
 
 class Tiles(BaseHTTPRequestHandler):
-    """Serves /{z}/{x}/{y}.png; /fail?mode=404|503|hang|ok&every=N changes its mood; /log tells."""
+    """Serves /{z}/{x}/{y}.png; /mood?mode=404|503|hang|slow|ok&every=N; /log tells."""
 
     protocol_version = "HTTP/1.1"
     mood = {"mode": "ok", "every": 2}
@@ -121,12 +121,13 @@ class Tiles(BaseHTTPRequestHandler):
         self.seen.append(
             [z, col, row, self.headers.get("Referer", ""), self.path.partition("?")[2]]
         )
-        if self.mood["mode"] != "ok" and (col + row) % self.mood["every"] == 0:
-            if self.mood["mode"] == "hang":
+        mode = self.mood["mode"]
+        if mode == "slow":
+            time.sleep(0.4)
+        elif mode != "ok" and (col + row) % self.mood["every"] == 0:
+            if mode == "hang":
                 time.sleep(30)
-            return self._answer(
-                int(self.mood["mode"]) if self.mood["mode"] != "hang" else 504, b"no", "text/plain"
-            )
+            return self._answer(504 if mode == "hang" else int(mode), b"no", "text/plain")
         return self._answer(200, png(tile_pixels(z, col, row)), "image/png")
 
     def _answer(self, code, body, kind):

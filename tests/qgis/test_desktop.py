@@ -22,7 +22,7 @@ PLUGIN = [
     "install_from_zip", "no_engine", "click_a_pond", "warm_clicks", "other_project_crs_and_rotation",
     "exclude_take_back_box", "follow_a_lake", "escape_pauses_wherever_the_focus_is",
     "cancel_leaves_nothing", "kill_of_the_engine", "missing_tiles", "slow_model_load",
-    "processing_dialog", "refine_and_flag", "new_geopackage", "reload_five_times",
+    "processing_dialog", "slow_tiles_in_processing", "refine_and_flag", "new_geopackage", "reload_five_times",
     "leave_during_a_job",
 ]  # fmt: skip
 

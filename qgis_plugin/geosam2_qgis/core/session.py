@@ -125,6 +125,11 @@ class Session(QObject):
         """The layer looks different now: the engine must forget its pixels."""
         self._opened = None
 
+    def warm_up(self):
+        """Start the engine and load the model while the user still looks for a place to click."""
+        if self.description and settings.find_python():
+            self._prepare()
+
     # prompt ---------------------------------------------------------------------------------
 
     def clear_prompt(self):
@@ -306,14 +311,19 @@ class Session(QObject):
         elif self.state in BUSY:
             self.engine.send("accept", job=self._job)
         elif self.state is State.PREVIEW and self.shape:
-            goes_on = self.shape.figures.get("open_edges", 0) > 0
-            if self.follow and goes_on and self._choice == 0:
+            if self.follow and self._choice == 0 and self._unfinished():
                 self._follow()
             else:
                 self._finish(self.shape, complete=True)
 
+    def _unfinished(self):
+        """Does the shape go on beyond its frame, or can it be drawn in more detail?"""
+        figures = self.shape.figures
+        coarse = self.level == "auto" and figures.get("level", 0) > 0
+        return coarse or figures.get("open_edges", 0) > 0
+
     def _follow(self):
-        level = self.shape.figures.get("level", self.level)
+        level = "auto" if self.level == "auto" else self.shape.figures.get("level", self.level)
         if not self._prepare():
             self._give_up_preview()
             return
@@ -427,14 +437,19 @@ class Session(QObject):
         if op == "need":
             self._draw(header["need"], header)
         elif op == "progress":
-            found = shapes(header, payload)
-            self._choices, self._choice = found[:1], 0
-            self.shape_changed.emit(self.shape)
-            self.progress.emit(int(header["done"]), int(header["waiting"]))
+            self._show_progress(header, shapes(header, payload))
         elif op == "paused":
             self._set_state(State.PAUSED)
         elif op == "resumed":
             self._set_state(State.FOLLOWING)
+
+    def _show_progress(self, header, found):
+        """The object so far; not each step has a picture of it."""
+        if found and not self._stale:
+            self._choices, self._choice = found[:1], 0
+            self.shape_changed.emit(self.shape)
+        if self.state in BUSY:
+            self.progress.emit(int(header["done"]), int(header["waiting"]))
 
     def _draw(self, need, header):
         bounds = tuple(header["bounds"])

@@ -155,6 +155,7 @@ class Controller(QObject):
         self.panel.tool.setChecked(True)
         if self.session.resumable() and self.session.state is State.EMPTY:
             self._offer_resume()
+        self.session.warm_up()
 
     def _tool_deactivated(self):
         self.panel.tool.setChecked(False)
