@@ -520,7 +520,7 @@ def judge_clicks(
     """
     options = options or ClickOptions()
     report = ClickReport(options.policy)
-    chosen = _choose(images, options, report)
+    chosen = choose(images, options, report)
     contestants: dict[str, Any] = {"model": model}
     if options.rivals:
         from geosam2 import rivals
@@ -550,7 +550,7 @@ def judge_clicks(
         yield report
 
 
-def _choose(
+def choose(
     images: Sequence[Labelled], options: ClickOptions, report: ClickReport
 ) -> dict[Labelled, list[int]]:
     """Objects to click on, at most `limit` of a source."""

@@ -225,33 +225,33 @@ class Segmenter:
 
     def _zoomed(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
         """Masks of each prompt at the zooms that show it best, best first; see `zoom`."""
+        found = []
+        for prompt, looks in zip(prompts, self.looks(prompts), strict=True):
+            best = [looks[n] for n in zoom.distinct(looks)]
+            found.append(best or self._looks([prompt], self._coarsest())[0])
+            self._remember(prompt, found[-1][0])
+        return found
+
+    def looks(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
+        """All masks of each prompt at every zoom, finest first, before one is chosen.
+
+        Args:
+            prompts: In the scene's CRS. The clicks of each are answered one after the other.
+        """
         before = [self._before(prompt) for prompt in prompts]
         views: dict[Level, list[tuple[int, Window]]] = defaultdict(list)
         for number, prompt in enumerate(prompts):
-            for level, window in self._windows(prompt, before[number]):
+            for level, window in zoom.windows(self.scene, prompt, self.frame_size // zoom.SHARE):
                 views[level].append((number, window))
-        looks: list[list[FrameMask]] = [[] for _ in prompts]
+        found: list[list[FrameMask]] = [[] for _ in prompts]
         for level, members in views.items():
-            numbers = [number for number, _ in members]
-            found = self._looks_through(
-                [prompts[n] for n in numbers],
-                level,
-                [window for _, window in members],
-                [before[n] for n in numbers],
+            numbers, windows = zip(*members, strict=True)
+            masks = self._looks_through(
+                [prompts[n] for n in numbers], level, windows, [before[n] for n in numbers]
             )
-            for number, masks in zip(numbers, found, strict=True):
-                looks[number] += masks
-        found = [
-            [some[n] for n in zoom.distinct(some)] or self._looks([prompt], self._coarsest())[0]
-            for prompt, some in zip(prompts, looks, strict=True)
-        ]
-        for prompt, masks in zip(prompts, found, strict=True):
-            self._remember(prompt, masks[0])
+            for number, some in zip(numbers, masks, strict=True):
+                found[number] += some
         return found
-
-    def _windows(self, prompt: Prompt, before: FrameMask | None) -> list[tuple[Level, Window]]:
-        """Where to look at a prompt: at every zoom, or after a click near the zoom before."""
-        return zoom.windows(self.scene, prompt, self.frame_size // zoom.SHARE)
 
     def _coarsest(self) -> Level:
         """For a box or a click too far apart for any window: followed from there."""
@@ -338,17 +338,6 @@ class Segmenter:
         at = rows[better], out.best[better]
         logits[at], ious[at] = new.best_logits[better], new.best_iou[better]
         return replace(out, logits=logits, predicted_iou=ious)
-
-    def open_sides(self, mask: FrameMask) -> int:
-        """Borders of a mask's window that it touches and behind which the scene goes on."""
-        here, extent = mask.logits > 0, mask.level.extent
-        sides = (
-            (here[:TOUCH], mask.window.row > extent.row),
-            (here[-TOUCH:], mask.window.row_stop < extent.row_stop),
-            (here[:, :TOUCH], mask.window.col > extent.col),
-            (here[:, -TOUCH:], mask.window.col_stop < extent.col_stop),
-        )
-        return sum(bool(end.any()) and beyond for end, beyond in sides)
 
     # -- whole objects
 
