@@ -212,6 +212,65 @@ def write_pmtiles(path: Path, folder: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def archive(folder: Path, tmp_path: Path) -> Iterator[tuple[Path, Server]]:
+    """A PMTiles file, and a server that has it."""
+    (tmp_path / "www").mkdir()
+    path = write_pmtiles(tmp_path / "www" / "a.pmtiles", folder)
+    with serve_folder(tmp_path / "www") as running:
+        yield path, running
+
+
+def test_pmtiles_behind_a_url_are_read_by_ranges_and_cached(
+    archive: tuple[Path, Server], service: Service, picture: Any
+) -> None:
+    path, server = archive
+    url = f"{server.url}/a.pmtiles?token=SECRET-123"
+    scene = open_scene(url, service=service)
+    assert len(server.requests) == 1, "the header"
+    np.testing.assert_array_equal(scene.read(scene.geobox).pixels, picture)
+    assert {request.status for request in server.requests} == {206}
+    assert server.bytes_sent < path.stat().st_size + 16384
+    assert "SECRET-123" not in scene.source + repr(scene)
+    count = len(server.requests)
+    for again in (open_scene(url, service=service), pickle.loads(pickle.dumps(scene))):
+        assert again.signature == scene.signature
+        np.testing.assert_array_equal(again.read(scene.geobox).pixels, picture)
+    assert len(server.requests) == count, "the second process finds all of it in the cache"
+
+
+def test_an_archive_that_changes_on_its_server_is_told(
+    archive: tuple[Path, Server], service: Service, picture: Any
+) -> None:
+    path, server = archive
+    pixels_after = path.read_bytes()
+    path.write_bytes(pixels_after + bytes(40000))  # longer than its head, so that ranges are asked
+    scene = open_scene(f"{server.url}/a.pmtiles", service=service)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceError, match="has changed on its server: open it again"):
+        scene.read(scene.geobox)
+    again = open_scene(f"{server.url}/a.pmtiles", service=service)
+    assert again.signature != scene.signature
+    np.testing.assert_array_equal(again.read(again.geobox).pixels, picture)
+
+
+def test_archives_that_are_cut_off_or_missing_say_so(
+    archive: tuple[Path, Server], service: Service
+) -> None:
+    path, server = archive
+    with pytest.raises(SourceError, match=r"nothing at .*: check the URL"):
+        open_scene(f"{server.url}/b.pmtiles", service=service)
+    server.fault = lambda path: (200, b"<html>please log in</html>")
+    with pytest.raises(SourceError, match="no PMTiles file"):
+        open_scene(f"{server.url}/page.pmtiles", service=service)
+    server.fault = None
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 5000)
+    cut = open_scene(f"{server.url}/a.pmtiles", service=service)
+    with pytest.raises(SourceError, match="it is cut off"):
+        cut.read(cut.geobox)
+
+
 def test_vector_tiles_and_strange_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="vector tiles: pictures are needed"):
         open_scene(write_mbtiles(tmp_path / "v.mbtiles", folder, kind="pbf"))
@@ -232,7 +291,7 @@ def test_vector_tiles_and_strange_files_are_refused(folder: Path, tmp_path: Path
         ("https://t.org/{z}/{x}.png", "needs {z}, {x} and {y}"),
         ("https://t.org/{z}/{x}/{y}.png?v={date}", "put the value there"),
         ("ftp://t.org/{z}/{x}/{y}.png", "http, https or from local files, not ftp"),
-        ("https://t.org/a.pmtiles", "download it first"),
+        ("https://t.org/a.mbtiles", "download the file first"),
     ],
 )
 def test_templates_that_cannot_work_are_refused_before_fetching(template: str, remedy: str) -> None:

@@ -157,15 +157,14 @@ class Stretch:
         """True if stored 8-bit values are taken as they are."""
         return set(self.low) == {0.0} and set(self.high) == {255.0}
 
-    def apply(
-        self, pixels: NDArray[Any], out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """(B, H, W) stored values -> (3, H, W) uint8; halves round up, NaN becomes 0."""
-        if out is None:
-            out = np.empty((3, *pixels.shape[1:]), np.uint8)
+    def apply(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """(B, H, W) stored values -> (3, H, W) uint8; halves round up, NaN becomes 0.
+
+        Three bands that need no stretch come back as they are, not copied.
+        """
         if self._untouched(pixels):
-            out[:] = pixels
-            return out
+            return pixels if len(pixels) == 3 else np.repeat(pixels, 3, axis=0)
+        out = np.empty((3, *pixels.shape[1:]), np.uint8)
         for i, band in enumerate(pixels):
             _stretch(band, *self._limits(i), out[i])
         out[len(pixels) :] = out[:1]

@@ -41,21 +41,20 @@ def blank(window: Window) -> Picture:
     return Picture(np.zeros((3, *shape), np.uint8), np.zeros(shape, bool))
 
 
-def part_of(picture: Picture, part: Window, window: Window) -> Picture:
-    """View of the pixels of `part`, which lies within the `window` that the picture shows."""
-    row, col = part.row - window.row, part.col - window.col
-    rows, cols = slice(row, row + part.height), slice(col, col + part.width)
-    return Picture(picture.pixels[:, rows, cols], picture.valid[rows, cols])
-
-
 def paste(tile: Picture, place: Window, picture: Picture, window: Window) -> None:
     """Copy what a tile at `place` shows of `window` into the picture of that window."""
     common = place & window
     if common.empty:
         return
-    source, target = part_of(tile, common, place), part_of(picture, common, window)
-    target.pixels[...] = source.pixels
-    target.valid[...] = source.valid
+    source, target = _slices(common, place), _slices(common, window)
+    picture.pixels[(slice(None), *target)] = tile.pixels[(slice(None), *source)]
+    picture.valid[target] = tile.valid[source]
+
+
+def _slices(part: Window, window: Window) -> tuple[slice, slice]:
+    """Where a part of a window lies in its array."""
+    row, col = part.row - window.row, part.col - window.col
+    return slice(row, row + part.height), slice(col, col + part.width)
 
 
 class Source(ABC):

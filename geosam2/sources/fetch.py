@@ -59,6 +59,9 @@ class Service:
             )
 
 
+Span = tuple[int, int]  # offset and length, bytes
+
+
 class _Answer(NamedTuple):
     """What is left of a response when its connection is free again."""
 
@@ -91,30 +94,34 @@ class Fetcher:
         Raises:
             SourceError: With the URL redacted and what can be done.
         """
+        return self.entry(url, key).body or None
+
+    def entry(self, url: str, key: str, span: Span | None = None) -> Entry:
+        """The same with what the server said of the version; `span`: only these bytes of it."""
         known = self._cache.get(key) if self._cache else None
         if known is None or not known.fresh:
-            known = self._ask(url, known)
+            known = self._ask(url, known, span)
             if self._cache:
                 self._cache.put(key, known)
-        return known.body or None
+        return known
 
     def forget(self, key: str) -> None:
         """Drop an entry whose body turned out to be no picture."""
         if self._cache:
             self._cache.path(key).unlink(missing_ok=True)
 
-    def _ask(self, url: str, known: Entry | None) -> Entry:
+    def _ask(self, url: str, known: Entry | None, span: Span | None) -> Entry:
         """Entry for a URL, tried several times; a stale one is better than none."""
         for attempt in range(self.service.retries + 1):
             _pace(urlsplit(url).netloc, self.service.rate)
             try:
-                answer = self._send(url, known)
+                answer = self._send(url, known, span)
             except httpx.HTTPError as error:
                 reason, wait = _no_answer(error), self._delay(attempt)
             else:
                 if answer.status == 304 and known is not None:
                     return replace(known, expires=_expiry(answer))
-                if answer.status in (200, 204, 404):
+                if answer.status in (200, 204, 206, 404):
                     return _entry(answer)
                 if answer.status not in (429, 500, 502, 503, 504):
                     raise self._error(url, f"HTTP {answer.status}", _remedy(answer))
@@ -130,8 +137,11 @@ class Fetcher:
             url, f"{reason} after {tries} tries", "Try later, or lower rate= and concurrency="
         )
 
-    def _send(self, url: str, known: Entry | None) -> _Answer:
+    def _send(self, url: str, known: Entry | None, span: Span | None) -> _Answer:
         conditions = {}
+        if span is not None:
+            conditions["Range"] = f"bytes={span[0]}-{sum(span) - 1}"
+            conditions["Accept-Encoding"] = "identity"  # a range of the file, not of its gzip
         if known is not None and known.etag:
             conditions["If-None-Match"] = known.etag
         if known is not None and known.modified:
@@ -221,7 +231,7 @@ def _cache_folder(given: str | Path) -> Path:
 
 
 def _entry(answer: _Answer) -> Entry:
-    found = answer.status == 200
+    found = answer.status in (200, 206)
     return Entry(
         answer.body if found else b"",
         answer.headers.get("etag", "") if found else "",

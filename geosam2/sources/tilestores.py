@@ -1,10 +1,9 @@
-"""Where tiles come from: a web service, a folder, an MBTiles or a PMTiles file."""
+"""Where tiles come from: a web service, a folder or an MBTiles file."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import re
 import sqlite3
 import threading
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 import mercantile
 
-from geosam2.errors import SourceError, import_optional
+from geosam2.errors import SourceError
 from geosam2.sources.fetch import Fetcher, Service
 from geosam2.sources.redact import Redactor
 
@@ -77,21 +76,18 @@ class TileStore(ABC):
         """Release files and connections."""
 
 
-class WebTiles(TileStore):
-    """An XYZ or TMS service.
+class WebStore(TileStore):
+    """Tiles behind a URL.
 
     Args:
-        template: URL with {z}, {x} and {y} ({-y} counts rows from the south), or {q} for quadkeys;
-            {s} or {switch:a,b} for mirrors.
+        url: With keys; a template, if it has placeholders.
         service: How it is treated.
     """
 
     remote = True
 
-    def __init__(self, template: str, service: Service) -> None:
-        _check_template(template)
-        self._template = template
-        door = Redactor.of(template)
+    def __init__(self, url: str, service: Service) -> None:
+        door = Redactor.of(url)
         secrets = {*door.secrets, *service.headers.values()}
         self._door = Redactor(
             door.public, door.identity, tuple(sorted(secrets, key=len, reverse=True))
@@ -102,6 +98,32 @@ class WebTiles(TileStore):
         self.location = self._door.public
         self.name = urlsplit(self.location).netloc.rpartition("@")[2]
         self.identity = self._door.identity
+
+    def close(self) -> None:
+        """See `TileStore.close`."""
+        self._fetcher.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._door.guard_logs()
+
+
+class WebTiles(WebStore):
+    """An XYZ or TMS service.
+
+    Args:
+        template: URL with {z}, {x} and {y} ({-y} counts rows from the south), or {q} for quadkeys;
+            {s} or {switch:a,b} for mirrors.
+        service: How it is treated.
+    """
+
+    def __init__(self, template: str, service: Service) -> None:
+        _check_template(template)
+        super().__init__(template, service)
+        self._template = template
 
     def contents(self) -> Contents:
         """The whole world to zoom 19: a template does not say."""
@@ -120,16 +142,8 @@ class WebTiles(TileStore):
         url = Redactor.of(fill(self._template, tile)).public
         return f"tile {tile.z}/{tile.x}/{tile.y} ({url})"
 
-    def close(self) -> None:
-        """See `TileStore.close`."""
-        self._fetcher.close()
-
     def _key(self, tile: Tile) -> str:
         return f"{self.identity}/{tile.z}/{tile.x}/{tile.y}"
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._door.guard_logs()
 
 
 class FolderTiles(TileStore):
@@ -180,13 +194,13 @@ class MbTiles(TileStore):
     def __init__(self, path: str) -> None:
         self._path = Path(path).resolve()
         self.location, self.name = str(path), self._path.name
-        self.identity = _file_identity(self._path)
+        self.identity = file_identity(self._path)
         self._open()
         try:
             self._metadata = dict(self._all("SELECT name, value FROM metadata"))
         except sqlite3.Error as error:
             raise SourceError(f"{path} is no MBTiles file: {error}") from None
-        _check_format(str(self._metadata.get("format", "png")), self.location)
+        check_format(str(self._metadata.get("format", "png")), self.location)
 
     def contents(self) -> Contents:
         """From the metadata, else from the tiles themselves."""
@@ -249,53 +263,6 @@ class MbTiles(TileStore):
         self._open()
 
 
-class PmTiles(TileStore):
-    """A PMTiles file of pictures; needs the extra "pmtiles"."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path).resolve()
-        self.location, self.name = str(path), self._path.name
-        self.identity = _file_identity(self._path)
-        self._open()
-
-    def contents(self) -> Contents:
-        """From the header."""
-        header = self._reader.header()
-        box = tuple(header[f"{side}_e7"] / 1e7 for side in _PM_SIDES)
-        west, south, east, north = box
-        if not (west < east and south < north):
-            west, south, east, north = WORLD
-        return Contents(header["min_zoom"], header["max_zoom"], (west, south, east, north))
-
-    def get(self, tile: Tile) -> bytes | None:
-        """See `TileStore.get`."""
-        body: bytes | None = self._reader.get(tile.z, tile.x, tile.y)
-        return body
-
-    def _open(self) -> None:
-        reader: Any = import_optional("pmtiles.reader", "pmtiles")
-        if not self._path.is_file():
-            raise SourceError(f"there is no file {self._path}")
-        with self._path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._reader = reader.Reader(lambda offset, length: self._map[offset : offset + length])
-        try:
-            kind = self._reader.header()["tile_type"].name.lower()
-        except Exception as error:  # pmtiles has no base class for its errors
-            raise SourceError(f"{self.location} is no PMTiles file: {error}") from None
-        _check_format(kind, self.location)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_map", "_reader")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-
-_PM_SIDES = ("min_lon", "min_lat", "max_lon", "max_lat")
-
-
 def fill(template: str, tile: Tile) -> str:
     """URL or path of a tile.
 
@@ -350,13 +317,13 @@ def _common(a: BBox, b: BBox) -> BBox | None:
     return (west, south, east, north) if west < east and south < north else None
 
 
-def _file_identity(path: Path) -> str:
+def file_identity(path: Path) -> str:
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
     stat = path.stat()
     return hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
 
 
-def _check_format(kind: str, location: str) -> None:
+def check_format(kind: str, location: str) -> None:
     if kind.lower() in ("pbf", "mvt"):
         raise SourceError(f"{location} holds vector tiles: pictures are needed (png, jpg, webp)")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import mercantile
 import numpy as np
@@ -22,12 +23,12 @@ from geosam2.levels import MERCATOR_LIMIT, Level, Window, ground_size, zoom_cell
 from geosam2.sources.bands import BandChoice
 from geosam2.sources.base import Picture, Raw, Source, blank, paste
 from geosam2.sources.fetch import Service
+from geosam2.sources.pmtiles import PmTiles, WebPmTiles
 from geosam2.sources.tilestores import (
     BBox,
     Contents,
     FolderTiles,
     MbTiles,
-    PmTiles,
     Tile,
     TileStore,
     WebTiles,
@@ -238,12 +239,10 @@ def store_of(where: str, service: Service) -> TileStore:
         SourceError: If it is none of these.
     """
     if where.startswith(("http://", "https://")):
-        if "{" not in where:
-            raise SourceError(
-                "tile archives are read from local files: download it first, or give a template "
-                "with {z}/{x}/{y}"
-            )
-        return WebTiles(where, service)
+        path = urlsplit(where).path.lower()
+        if path.endswith(".mbtiles"):
+            raise SourceError("MBTiles cannot be read over a network: download the file first")
+        return WebPmTiles(where, service) if path.endswith(".pmtiles") else WebTiles(where, service)
     if "://" in where:
         raise SourceError(
             f"tiles come over http, https or from local files, not {where.partition('://')[0]}"
