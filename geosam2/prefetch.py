@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from geosam2.scene import Frame, Scene
     from geosam2.tiling import FrameGrid, FrameIndex
 
-_KEPT_PIXELS = 2**24  # of decoded chunks, 64 MiB: a row of chunks serves two rows of frames
+_KEPT_PIXELS = 2**24  # of decoded chunks, 64 MiB at most
 
 
 def frames_ahead(
@@ -61,7 +61,9 @@ class _Chunks:
         self, scene: Scene, grid: FrameGrid, side: tuple[int, int], executor: ThreadPoolExecutor
     ) -> None:
         self._scene, self._grid, self._side, self._executor = scene, grid, side, executor
-        self._most = max(1, _KEPT_PIXELS // (side[0] * side[1]))
+        # a row of chunks serves two rows of frames
+        two_rows = 2 * (grid.covered.width // side[1] + 2)
+        self._most = min(two_rows, max(1, _KEPT_PIXELS // (side[0] * side[1])))
         self._kept: OrderedDict[Window, Future[Picture]] = OrderedDict()
 
     def begin(self, index: FrameIndex) -> Callable[[], Frame]:

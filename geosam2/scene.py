@@ -28,7 +28,7 @@ from geosam2.levels import (
 )
 from geosam2.prefetch import frames_ahead
 from geosam2.sources.bands import IDENTITY, Bands, Stretch, percentile_stretch
-from geosam2.sources.base import Picture, Source, blank, part_of, sample_windows
+from geosam2.sources.base import Picture, Source, blank, paste, sample_windows
 
 if TYPE_CHECKING:
     from geosam2.sources.fetch import Service
@@ -317,16 +317,19 @@ class Scene:
         Raises:
             SourceError: If the imagery cannot be read.
         """
-        picture = blank(window)
         inside = window & self.reader.reach(level)
-        if not inside.empty:
-            raw = self.reader.read(level, inside)
-            pixels, valid = part_of(picture, inside, window)
-            self.stretch.apply(raw.pixels, out=pixels)
-            if not raw.valid.all():
-                # what is no data is black, whatever the file stores under its mask
-                pixels *= raw.valid
-            valid[...] = raw.valid
+        if inside.empty:
+            return blank(window)
+        raw = self.reader.read(level, inside)
+        pixels = self.stretch.apply(raw.pixels)
+        if not raw.valid.all():
+            # what is no data is black, whatever the file stores under its mask
+            pixels = pixels * raw.valid
+        drawn = Picture(pixels, raw.valid)
+        if inside == window:
+            return drawn
+        picture = blank(window)
+        paste(drawn, inside, picture, window)
         return picture
 
     def _same_crs(self, geobox: GeoBox) -> bool:
