@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geosam2.commands.options import scene_from, scene_options
+
 if TYPE_CHECKING:
     from geosam2.cluster import Progress
     from geosam2.steps import Job
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--max-area", type=float, default=float("inf"), help="Largest object, square metres.")
 @click.option("--min-iou", type=float, help="Least predicted IoU of a mask.")
 @click.option("--min-stability", type=float, help="Least stability of a mask.")
+@click.option("--min-score", type=float, help="Least product of the two.")
 @click.option("--roi", type=click.Path(exists=True), help="Vector file with the region to look in.")
 @click.option(
     "--layer",
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--no-coverage", is_flag=True, help="Do not ask again where nothing was found.")
 @click.option("--no-judge", is_flag=True, help="Do not ask the memory where linking is in doubt.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@scene_options
 def command(
     source: str,
     output: Path | None,
@@ -63,6 +67,7 @@ def command(
     max_area: float,
     min_iou: float | None,
     min_stability: float | None,
+    min_score: float | None,
     roi: str | None,
     layer: str,
     prompts: str | None,
@@ -76,6 +81,7 @@ def command(
     no_coverage: bool,
     no_judge: bool,
     overwrite: bool,
+    **options: Any,
 ) -> None:
     """Find every object of SOURCE, each of them once, however many frames it covers.
 
@@ -85,13 +91,12 @@ def command(
     from geosam2.errors import ExportError
     from geosam2.everything import plan
     from geosam2.levels import level_for
-    from geosam2.scene import open_scene
 
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
     if output is not None and output.exists() and not (overwrite or dry_run):
         raise ExportError(f"{output} exists; replace it with --overwrite")
-    scene = open_scene(source)
+    scene = scene_from(source, options)
     if gsd is not None:
         level = level_for(scene, gsd=gsd).index
     if prompts is not None:
@@ -110,6 +115,7 @@ def command(
         "coverage": coverage,
         "min_iou": min_iou,
         "min_stability": min_stability,
+        "min_score": min_score,
         "points": _points(points),
     }
     choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
