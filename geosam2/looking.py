@@ -31,7 +31,10 @@ GAP = 3  # cells: breaks of up to 24 px (a bridge, a tree over a road) do not cu
 LIMIT = 32.0  # known logits are shown to the network within +-LIMIT
 AGREES = 0.8  # agreement from which the single mask is taken without looking at the other three
 REACH = 16  # cells (64 px) by which the answer is taken for known further out each round
-SURE = 1.0  # logits nearer to 0 are not taken for known
+SURE = 1.0  # logits nearer to 0 are not taken for known,
+SURE_AFAR = 3.0  # nor those further out, where the network has seen less to go by
+FIRM = 1.0  # logits of a body whose parts hang together
+THICK = 8  # cells (32 px) from outline to middle: wider than roads and rivers that gaps may cut
 CALM = 0.985  # IoU of two rounds that counts as no change; twice in a row ends the look
 WORSE = 0.1  # quality that going on may cost before the first answer is taken after all
 
@@ -114,7 +117,8 @@ class Look:
 
     def _told(self, answer: Answer, trusted: BoolArray) -> FramePrompt:
         """The prompt with the trusted part of an answer where nothing else is known."""
-        own = np.where(trusted & (np.abs(answer.logits) > SURE), answer.logits, np.float32(0))
+        sure = np.abs(answer.logits) > np.where(trusted, SURE, SURE_AFAR)
+        own = np.where(sure, answer.logits, np.float32(0))
         if self.said.logits is not None:
             own = np.where(self.said.logits != 0, self.said.logits, own)
         return replace(self.said, logits=np.clip(own, -LIMIT, LIMIT))
@@ -129,8 +133,7 @@ class Look:
         logits = one.logits[0, 0].float().cpu().numpy().copy()
         seeds = self.seeds
         if seeds.any():
-            kept = regions.reachable(logits > 0, seeds, gap=GAP)
-            logits[(logits > 0) & ~kept] *= -1
+            logits[(logits > 0) & ~joined(logits, seeds)] *= -1
         decided = self.weight > 0
         if not decided.any():
             return Answer(one, logits, math.nan)
@@ -138,6 +141,17 @@ class Look:
         # an arm of the object that only this frame knows is no disagreement
         touching = regions.reachable(here, there, gap=1)
         return Answer(one, logits, regions.iou(touching, there, self.weight))
+
+
+def joined(logits: FloatArray, seeds: BoolArray) -> BoolArray:
+    """The part of a mask that hangs together with the seeds.
+
+    Thin things may be interrupted (a road under trees). Something large beyond a line of low logits
+    is a neighbour, as two fields of one colour have.
+    """
+    kept = regions.reachable(logits > 0, seeds, gap=GAP)
+    body = regions.reachable(logits > FIRM, seeds)
+    return kept & ~regions.loose(kept, body, thick=THICK)
 
 
 def seeds_of(frame: EncodedFrame, known: FloatArray, said: FramePrompt) -> BoolArray:
