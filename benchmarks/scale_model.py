@@ -24,7 +24,6 @@ from typing import Any
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from geosam2 import cluster
 from geosam2.blocks import Blocks, Node
 from geosam2.calibration import estimate
 from geosam2.cluster import InProcess, OnDask
@@ -36,6 +35,8 @@ from geosam2.testing.oracle import ColourOracle, colour_scene
 EXAMPLE = Path(__file__).parent.parent / "examples" / "banepa.tif"
 PLACES = {"Nepal": 147_516, "Germany": 357_592, "land surface": 148_940_000}  # km2
 SIDE = 8  # frames along a block
+SIZE, OVERLAP = 256, 64  # of a frame for the embedded model
+STRIDE = SIZE - OVERLAP
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ class Timed(InProcess):
 
 def measured_steps(folder: Path, quick: bool) -> dict[str, float]:
     """CPU seconds of settling, drawing and joining a full block, some 40 objects a frame."""
-    side = 384 * (6 if quick else 2 * SIDE)  # quick: a part of a block, scaled up
-    pixels, ids = colour_scene((side, side), 40 * side**2 // 384**2, seed=5, size=(20, 220))
+    side = STRIDE * (6 if quick else 2 * SIDE)  # quick: a part of a block, scaled up
+    pixels, ids = colour_scene((side, side), 40 * side**2 // STRIDE**2, seed=5, size=(10, 110))
     geobox = GeoBox(ids.shape, Affine(0.5, 0, 499_968, 0, -0.5, 4_600_032), "EPSG:32633")
     path = write_geotiff(folder / "s.tif", pixels, geobox)
-    job = plan(path, folder / "run", model=ColourOracle(), points=(20,), coverage=(), block=SIDE)
+    choices = {"points": (20,), "coverage": (), "frame_size": SIZE, "overlap": OVERLAP}
+    job = plan(path, folder / "run", model=ColourOracle(), block=SIDE, **choices)
     timed = Timed()
     for _ in start(job, timed):
         pass
@@ -98,31 +100,30 @@ def measured_frame(folder: Path, model: str) -> tuple[float, float]:
     return (time.process_time() - began) / (samples + 1), found.bytes_frame
 
 
+class Nothing:
+    """A job whose steps do nothing."""
+
+    folder = Path("empty")
+
+    def do(self, step: Step) -> dict[str, Any]:
+        return {}
+
+
 def measured_dispatch(count: int) -> float:
     """Wall seconds that dask needs for a step that does nothing."""
     import distributed
 
-    def nothing(job: Any, kind: str, node: Node) -> dict[str, Any]:
-        return {}
-
-    class Folder:
-        folder = Path("empty")
-
-    real, cluster.run_step = cluster.run_step, nothing
-    try:
-        with distributed.Client(n_workers=1, threads_per_worker=2, processes=False,
-                                dashboard_address=None) as client:  # fmt: skip
-            executor = OnDask(client)
-            began, sent, done = time.perf_counter(), 0, 0
-            while done < count:
-                while sent - done < executor.capacity and sent < count:
-                    executor.submit(Folder(), Step("find", Node(0, 0, sent)))  # type: ignore[arg-type]
-                    sent += 1
-                executor.next_done()
-                done += 1
-            return (time.perf_counter() - began) / count
-    finally:
-        cluster.run_step = real
+    with distributed.Client(n_workers=1, threads_per_worker=2, processes=False,
+                            dashboard_address=None) as client:  # fmt: skip
+        executor = OnDask(client)
+        began, sent, done = time.perf_counter(), 0, 0
+        while done < count:
+            while sent - done < executor.capacity and sent < count:
+                executor.submit(Nothing(), Step("find", Node(0, 0, sent)))
+                sent += 1
+            executor.next_done()
+            done += 1
+        return (time.perf_counter() - began) / count
 
 
 def rim(blocks: Blocks, node: Node) -> list[Node]:
@@ -170,11 +171,12 @@ def simulate(side: int, workers: int, costs: Costs) -> dict[str, float]:
 
 def tell(costs: Costs, efficiency: float, workers: int) -> list[dict[str, Any]]:
     """Places and resolutions, from frames to hours."""
+    across = (SIDE * STRIDE + OVERLAP) / 256 + 1  # tiles of 256 px that a block touches
     per_block = costs.settle * 4 / 3 + costs.draw + costs.join / 3
     rows = []
     for place, area in PLACES.items():
         for gsd in (10.0, 0.5):
-            frames = area / (384 * gsd / 1000) ** 2
+            frames = area / (STRIDE * gsd / 1000) ** 2
             seconds = frames * (costs.frame + per_block / SIDE**2)
             rows.append(
                 {
@@ -185,9 +187,7 @@ def tell(costs: Costs, efficiency: float, workers: int) -> list[dict[str, Any]]:
                     "core_hours": round(seconds / 3600),
                     "hours": round(seconds / 3600 / workers / efficiency, 1),
                     "scratch_gb": round(frames * costs.bytes_frame / 1e9, 1),
-                    "tile_requests": round(
-                        frames * 9
-                    ),  # 3 x 3 tiles of 256 px, those shared cached
+                    "tile_requests": round(frames * across**2 / SIDE**2),
                 }
             )
     return rows
@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="10^4 blocks instead of 10^6.")
     parser.add_argument("--frame-seconds", type=float, help="Do not measure the network.")
-    parser.add_argument("--frame-bytes", type=float, default=40_000.0)
+    parser.add_argument("--frame-bytes", type=float, default=20_000.0)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--model", default="nano")
     args = parser.parse_args()

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from geosam2.errors import GeoSAM2Error, InterruptedRunError
+from geosam2.files import whole
 from geosam2.ledger import Ledger, Step, everything_in
-from geosam2.part_table import read_metadata, read_pending, whole
+from geosam2.part_table import read_metadata, read_pending
 from geosam2.steps import Job
 
 if TYPE_CHECKING:

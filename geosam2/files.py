@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PARTIAL = ".part"
@@ -15,24 +15,32 @@ PARTIAL = ".part"
 _FORGOTTEN = 3600.0  # seconds after which a half-written file belongs to nobody
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary name in the same folder, then a rename.
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what is written there moves into place if nothing fails.
 
-    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_atomically(Path(folder) / "a", b"whole")
+    ...     with whole(Path(folder) / "a") as partial:
+    ...         _ = partial.write_text("all of it")
     ...     [path.name for path in Path(folder).iterdir()]
     ['a']
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        yield Path(name)
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary name in the same folder, then a rename."""
+    with whole(path) as partial:
+        partial.write_bytes(data)
 
 
 def evict(paths: Iterable[Path], max_bytes: int) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geosam2.blocks import Node
+from geosam2.files import whole
 from geosam2.linking import Link
 from geosam2.parts import Box, FrameKey, Part, PartKey
 from geosam2.settling import Borders, Cover, Object, Row
@@ -37,19 +35,6 @@ _PART = pa.schema(
         ("feature", pa.binary()),
     ]
 )
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is written there moves into place if nothing fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # workers on several machines may have the same process id
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_atomic(

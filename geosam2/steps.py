@@ -25,12 +25,12 @@ from shapely.geometry.base import BaseGeometry
 from geosam2.automatic import Network, find_masks
 from geosam2.blocks import Blocks, Node
 from geosam2.drawing import Figure, figures, paint
+from geosam2.files import whole
 from geosam2.linking import Judge, Link
 from geosam2.part_table import (
     read_held,
     read_objects,
     read_parts,
-    whole,
     write_parts,
     write_settled,
 )

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -28,14 +29,7 @@ from geosam2.testing import write_geotiff
 from geosam2.testing.oracle import ColourOracle, colour_scene
 
 SCRIPT = Path(__file__).with_name("everything_run.py")
-CHOICES = {
-    "frame_size": 128,
-    "overlap": 32,
-    "block": 2,
-    "points": (8,),
-    "coverage": (),
-    "min_region": 16,
-}
+CHOICES = runpy.run_path(str(SCRIPT))["CHOICES"]  # those of the runs that are killed
 SHAPE = (250, 330)
 GEOBOX = GeoBox(SHAPE, Affine(0.5, 0, 500000, 0, -0.5, 4600000), "EPSG:32633")
 
