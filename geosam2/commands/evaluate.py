@@ -99,10 +99,11 @@ def video(folders: tuple[Path, ...], model: str) -> None:
         figures[folder.name] = judge_video(folder, network)
         click.echo(f"{folder.name:30s} " + " ".join(f"{k} {v:.3f}" for k, v in
                                                     figures[folder.name].items()))  # fmt: skip
-    names = ("J", "F", "J&F", "n")
-    means = {k: _mean([f[k] for f in figures.values()]) for k in names[:3]}
-    _last_line({"model": model, **means, "n": sum(f["n"] for f in figures.values()),
-                "sources": figures})  # fmt: skip
+    total = sum(f["n"] for f in figures.values())
+    # as DAVIS has it: the mean over objects, not over videos
+    means = {k: round(sum(f[k] * f["n"] for f in figures.values()) / total, 4)
+             for k in ("J", "F", "J&F")}  # fmt: skip
+    _last_line({"model": model, **means, "n": total, "sources": figures})
 
 
 @command.command()
@@ -149,10 +150,6 @@ def _images(folders: tuple[Path, ...], split: Path | None, part: str) -> list[La
     if not found:
         raise click.UsageError(f"no image of {', '.join(map(str, folders))} is in part {part!r}")
     return found
-
-
-def _mean(values: list[float]) -> float:
-    return round(sum(values) / len(values), 4) if values else math.nan
 
 
 def _last_line(figures: dict[str, Any]) -> None:
