@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -506,6 +508,47 @@ def test_a_frame_reads_only_the_blocks_under_it(server: Server, cog: Path) -> No
     assert server.requests == [], "the second read of a frame is free"
 
 
+def _serve(folder: str, url: Any) -> None:
+    with serve_folder(folder) as server:
+        url.put(server.url)
+        threading.Event().wait()
+
+
+@pytest.fixture
+def other_process(tmp_path: Path) -> Iterator[str]:
+    """URL of a server elsewhere: rasterio holds Python still while GDAL asks for side-car files."""
+    context = multiprocessing.get_context("spawn")
+    url = context.Queue()
+    process = context.Process(target=_serve, args=(str(tmp_path), url), daemon=True)
+    process.start()
+    yield url.get(timeout=60)
+    process.terminate()
+    process.join()
+
+
+def test_overviews_and_masks_beside_a_remote_file_are_found(
+    other_process: str, tmp_path: Path
+) -> None:
+    pixels, geobox = checkerboard((1200, 1200)), grid_of((1200, 1200))
+    path = write_geotiff(tmp_path / "plain.tif", pixels, geobox, overviews=False)
+    mask = np.full((1200, 1200), 255, np.uint8)
+    mask[:300] = 0
+    with rasterio.Env(TIFF_USE_OVR=True, GDAL_TIFF_INTERNAL_MASK=False):
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+        with rasterio.open(path, "r+") as file:
+            file.write_mask(mask)
+    assert {".ovr", ".msk"} <= {p.suffix for p in tmp_path.iterdir()}
+    local, remote = open_scene(path), open_scene(f"{other_process}/plain.tif")
+    assert [level.label for level in remote.levels] == [level.label for level in local.levels]
+    for one, other in zip(local.levels, remote.levels, strict=True):
+        assert remote.reader.stored(other) == local.reader.stored(one)
+        here, there = local.read(one.geobox(one.extent)), remote.read(one.geobox(one.extent))
+        np.testing.assert_array_equal(there.pixels, here.pixels)
+        np.testing.assert_array_equal(there.valid, here.valid)
+    np.testing.assert_array_equal(remote.read(remote.geobox).valid, mask > 0)
+
+
 def test_remote_signatures_follow_the_content_and_not_the_key(server: Server, cog: Path) -> None:
     first = open_scene(f"{server.url}/big.tif?key=abcdef")
     other_key = open_scene(f"{server.url}/big.tif?key=ghijkl")
@@ -571,6 +614,31 @@ def test_awkward_places_read_like_any_other(
     scene = open_scene(write_geotiff(tmp_path / "a.tif", pixels, geobox))
     np.testing.assert_array_equal(scene.read(scene.geobox).pixels, pixels)
     assert scene.gsd > 0
+
+
+def test_latitude_first_does_not_turn_the_map(tmp_path: Path) -> None:
+    """EPSG:4326 says latitude first; x is the longitude all the same, as in every raster file."""
+    pixels = checkerboard((300, 400))
+    geobox = GeoBox((300, 400), Affine(0.001, 0, 85.3, 0, -0.001, 27.9), "EPSG:4326")
+    scene = open_scene(write_geotiff(tmp_path / "a.tif", pixels, geobox))
+    assert scene.crs is not None
+    assert [axis.direction for axis in scene.crs.axis_info] == ["north", "east"]
+    np.testing.assert_allclose(scene.bounds, (85.3, 27.6, 85.7, 27.9))
+    grid = FrameGrid.of(scene, frame_size=64, overlap=16)
+    index = grid.index_at(85.3 + 0.2005, 27.9 - 0.1005)  # column 200, row 100
+    frame = scene.read_frame(grid, index)
+    row, col = map(int, np.floor(scene.levels[0].pixel_at(85.3 + 0.2005, 27.9 - 0.1005)))
+    assert frame.corner is not None
+    at = frame.pixels[:, row - frame.corner[0], col - frame.corner[1]]
+    np.testing.assert_array_equal(at, pixels[:, 100, 200])
+    # the same place in metres: through pyproj, and as a working area
+    utm = Transformer.from_crs(4326, 32645, always_xy=True)
+    area = utm.transform_bounds(85.40, 27.70, 85.45, 27.75)
+    west, south, east, north = scene.within(area, crs="EPSG:32645").bounds
+    assert 85.39 < west < 85.40 < 85.45 < east < 85.46
+    assert 27.69 < south < 27.70 < 27.75 < north < 27.76
+    # a degree of longitude is shorter by the cosine of the latitude
+    assert scene.gsd == pytest.approx(111.0 * np.sqrt(np.cos(np.radians(27.75))), rel=0.01)
 
 
 def test_one_pixel_is_a_scene(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ _REMOTE = {
     "CPL_VSIL_CURL_CACHE_SIZE": str(128 * 2**20),  # shared by the handles of all threads
     "VSI_CACHE": "TRUE",
 }
+# The same for a file that may have overviews or a mask in a file beside it: looked for by name.
+_BESIDE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.TIF,.ovr,.msk,.aux.xml,.tfw,.wld",
+}
 _CHUNK = 512  # pixels along the side of what one thread decodes at a time
 _MAX_STATS = 1000  # files of a VRT whose sizes and times go into the signature
 
@@ -136,6 +141,10 @@ class GeoTiffSource(Source):
         self._remote = is_remote(self._path)
         self.workers = 4 if self._remote else 1
         self._pool = _Pool()
+        self._beside = False
+        if self._remote:
+            with self._translated("cannot open"), self._env(), self._open_file(None) as dataset:
+                self._beside = _has_company(dataset, self._path)
         with self._translated("cannot open"), self._env(), self._open_file(None) as dataset:
             facts = _facts(dataset, crs, pixel_coordinates, self.location)
             self.choice = _choose(dataset, bands, facts)
@@ -282,7 +291,7 @@ class GeoTiffSource(Source):
         if not self._remote:
             yield
             return
-        with rasterio.Env(**_REMOTE):
+        with rasterio.Env(**(_REMOTE | _BESIDE if self._beside else _REMOTE)):
             yield
 
     @contextmanager
@@ -372,6 +381,13 @@ def _spans(first: int, count: int, base_first: int, base_count: int, step: int) 
 def is_remote(path: str) -> bool:
     """True if reading the path goes over a network."""
     return path.startswith(("http://", "https://", "s3://", "/vsicurl", "/vsis3"))
+
+
+def _has_company(dataset: Dataset, path: str) -> bool:
+    """True if files beside a remote one are worth asking for: a COG is complete in itself."""
+    complete = dataset.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG" or dataset.overviews(1)
+    named = path.lower().endswith((".tif", ".tiff"))  # with a query nobody knows their names
+    return dataset.driver == "GTiff" and named and not complete
 
 
 def _facts(dataset: Dataset, crs: Any, pixel_coordinates: bool, location: str) -> _Facts:
