@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
-from geosam2_model.ops import MLP, LayerNorm2d, attention
+from geosam2_model.ops import MLP, LayerNorm2d, attention, by_twos, from_twos
 
 MASKS = 4  # the single mask and three candidates
+COSTLY = 1.5  # tokens times heads against channels, from where on image projections are cheaper
 
 
 class Attention(nn.Module):
@@ -33,6 +34,60 @@ class Attention(nn.Module):
         """(N or 1, L, C), (N or 1, S, C) twice -> (N, L, C)."""
         out = attention(self.q_proj(q), self.k_proj(k), self.v_proj(v), self.heads)
         return cast(Tensor, self.out_proj(out))
+
+    def ask_image(self, q: Tensor, places: Tensor, image: Tensor) -> Tensor:
+        """A few tokens look at many cells: `forward`, without keys and values of the cells.
+
+        The key projection is moved to the queries' side, q . (W x) = (W' q) . x, and the value
+        projection behind the average. Keys' biases shift all scores of a query alike, so they
+        cancel.
+
+        Args:
+            q: Tokens (N, T, C).
+            places: Cells with their positions (N or 1, L, C), to compare with.
+            image: The same without positions, to average.
+
+        Returns:
+            (N, T, C).
+        """
+        N, T, C = q.shape
+        if torch.is_grad_enabled() or T * self.heads > COSTLY * self.k_proj.out_features:
+            return cast(Tensor, self(q, places, image))
+        rows, wide = len(places), (self.heads, -1, C)
+        scale = (self.q_proj.out_features // self.heads) ** -0.5
+        q = torch.unflatten(self.q_proj(q) * scale, 2, (self.heads, -1))  # N, T, h, c
+        q = torch.einsum("nthc,hcd->nhtd", q, self.k_proj.weight.view(wide))
+        weights = (q.reshape(rows, -1, C) @ places.transpose(1, 2)).softmax(2)
+        seen = (weights @ image).view(N, self.heads, T, C)
+        values = torch.einsum("nhtd,hcd->nthc", seen, self.v_proj.weight.view(wide)).flatten(2)
+        return cast(Tensor, self.out_proj(values + self.v_proj.bias))
+
+    def tell_image(self, image: Tensor, places: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Many cells look at a few tokens: image + `forward`, all projections on the tokens' side.
+
+        Args:
+            image: Cells (N or 1, L, C) that what they see is added to.
+            places: The same with their positions, the queries.
+            k: Tokens (N, T, C) with positions.
+            v: Tokens (N, T, C).
+
+        Returns:
+            (N, L, C).
+        """
+        N, T, C = k.shape
+        if torch.is_grad_enabled() or T * self.heads > COSTLY * self.q_proj.out_features:
+            return image + cast(Tensor, self(places, k, v))
+        rows, wide = len(places), (self.heads, -1, C)
+        scale = (self.q_proj.out_features // self.heads) ** -0.5
+        k = torch.unflatten(self.k_proj(k) * scale, 2, (self.heads, -1))  # N, T, h, c
+        shift = torch.einsum("nthc,hc->nht", k, self.q_proj.bias.view(self.heads, -1))
+        k = torch.einsum("nthc,hcd->nhtd", k, self.q_proj.weight.view(wide))
+        scores = k.reshape(rows, -1, C) @ places.transpose(1, 2)  # rows, N h T / rows, L
+        weights = (scores.view(N, self.heads, T, -1) + shift[..., None]).softmax(2).flatten(1, 2)
+        v = torch.unflatten(self.v_proj(v), 2, (self.heads, -1))
+        out = self.out_proj.weight.view(C, self.heads, -1)
+        v = torch.einsum("nthc,dhc->nhtd", v, out) + self.out_proj.bias / self.heads
+        return torch.baddbmm(image.expand(N, -1, -1), weights.transpose(1, 2), v.flatten(1, 2))
 
 
 class TwoWayBlock(nn.Module):
@@ -59,12 +114,15 @@ class TwoWayBlock(nn.Module):
         attended = self.self_attn(placed, placed, tokens)
         tokens = self.norm1(attended if self.first else tokens + attended)
         placed_image = image + image_positions
-        tokens = self.norm2(
-            tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+        seen = self.cross_attn_token_to_image.ask_image(
+            tokens + token_positions, placed_image, image
         )
+        tokens = self.norm2(tokens + seen)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        seen = self.cross_attn_image_to_token(placed_image, tokens + token_positions, tokens)
-        return tokens, self.norm4(image + seen)
+        image = self.cross_attn_image_to_token.tell_image(
+            image, placed_image, tokens + token_positions, tokens
+        )
+        return tokens, self.norm4(image)
 
 
 class TwoWayTransformer(nn.Module):
@@ -83,7 +141,7 @@ class TwoWayTransformer(nn.Module):
         first = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, first, positions)
-        seen = self.final_attn_token_to_image(tokens + first, image + positions, image)
+        seen = self.final_attn_token_to_image.ask_image(tokens + first, image + positions, image)
         return self.norm_final_attn(tokens + seen), image
 
 
@@ -155,8 +213,19 @@ class MaskDecoder(nn.Module):
 
     def _upscale(self, x: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
         up1, norm, _, up2, _ = self.output_upscaling
-        x = F.gelu(norm(up1(x) + middle))
-        return F.gelu(up2(x) + fine)
+        x = F.gelu(norm(_doubled(x, cast(nn.ConvTranspose2d, up1), middle)))
+        return F.gelu(_doubled(x, cast(nn.ConvTranspose2d, up2), fine))
+
+
+def _doubled(x: Tensor, up: nn.ConvTranspose2d, skip: Tensor) -> Tensor:
+    """`up` of x (N, C, h, w), whose 2 x 2 kernels do not overlap, plus a map twice as large.
+
+    As one matrix product whose parts are added to the skip where they belong.
+    """
+    weight, bias = up.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, up.bias)  # 2 2 D, C
+    parts = F.linear(x.permute(0, 2, 3, 1), weight, bias.repeat(4))
+    parts = torch.unflatten(parts, 3, (2, 2, -1)).transpose(2, 3)  # N, h, 2, w, 2, D
+    return from_twos(by_twos(skip) + parts)
 
 
 def stability(logits: Tensor, delta: float) -> Tensor:

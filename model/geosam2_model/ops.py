@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, wraps
 from itertools import pairwise
-from typing import ParamSpec, TypeVar, cast
+from typing import Generic, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +125,49 @@ def sine_times(times: Tensor, channels: int, temperature: float = 10000.0) -> Te
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def by_twos(x: Tensor) -> Tensor:
+    """A map (N, C, 2 h, 2 w) as (N, h, 2, w, 2, C), to add to it what is known of 2 x 2 cells."""
+    rows = torch.unflatten(x.permute(0, 2, 3, 1), 1, (-1, 2))  # N, h, 2, 2 w, C
+    return torch.unflatten(rows, 3, (-1, 2))
+
+
+def from_twos(x: Tensor) -> Tensor:
+    """The reverse of `by_twos`."""
+    return x.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
 def rows_for(x: Tensor, image_index: Tensor | None) -> Tensor:
     """The image rows (B, ...) that N objects look at; a single image stays one row, uncopied."""
     if x.shape[0] == 1 or image_index is None:
         return x
     return x.index_select(0, image_index)
+
+
+def versions(*modules: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a weight of the modules does."""
+    return tuple((p.data_ptr(), p._version) for m in modules for p in m.parameters())
+
+
+class LastUsed(Generic[T]):
+    """The few values made last, each by the tensor it was made from.
+
+    A value is found by where the tensor's numbers lie, so that it outlives views of them; they
+    are held meanwhile, lest others come to lie there. Copies and pickles are empty.
+    """
+
+    def __init__(self, size: int = 4) -> None:
+        self.size = size
+        self._kept: list[tuple[Tensor, Hashable, T]] = []
+
+    def get(self, source: Tensor, key: Hashable, make: Callable[[], T]) -> T:
+        """The value made from these very numbers under this key, or a new one."""
+        place = (source.data_ptr(), source.shape, source.stride(), key)
+        for _, known, value in self._kept:
+            if known == place:
+                return value
+        value = make()
+        self._kept = [(source, place, value), *self._kept][: self.size]
+        return value
+
+    def __reduce__(self) -> tuple[type[LastUsed[T]], tuple[int]]:
+        return LastUsed, (self.size,)

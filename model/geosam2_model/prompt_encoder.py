@@ -71,6 +71,10 @@ class Prompts:
         """Points per object; a box counts as two, as in SAM 2's rule for candidate masks."""
         return (0 if self.points is None else self.points.shape[1]) + 2 * (self.boxes is not None)
 
+    def __getitem__(self, objects: slice) -> Prompts:
+        """Some of the objects."""
+        return replace(self, **{k: v[objects] for k, v in self._tensors().items()})
+
     def to(self, device: torch.device) -> Prompts:
         """The same on another device."""
         return replace(self, **{k: v.to(device) for k, v in self._tensors().items()})

@@ -28,10 +28,12 @@ from geosam2_model.memory_bank import (
 )
 from geosam2_model.memory_encoder import MemoryEncoder
 from geosam2_model.neck import ImageEncoder
-from geosam2_model.ops import MLP, rows_for, sine_positions, sine_times
+from geosam2_model.ops import MLP, LastUsed, rows_for, sine_positions, sine_times
 from geosam2_model.prompt_encoder import PromptEncoder, Prompts
 
 SKETCH = 12.0  # logits that are laid on later frames are held within this
+CACHED_PIXELS = 4 * 512**2  # of objects that are decoded together
+LAST = torch.channels_last  # the memory format in which convolutions are fastest on a CPU
 ABSENT = -1024.0  # logit of every pixel where the object is not on the frame
 
 
@@ -61,6 +63,13 @@ class ImageFeatures:
     def select(self, index: int) -> ImageFeatures:
         """One image of the batch, as a batch of one."""
         return self.from_dict({k: v[index : index + 1] for k, v in self.to_dict().items()})
+
+    def of(self, objects: slice) -> ImageFeatures:
+        """The same images for some of the objects that `attend` was asked about."""
+        if self.conditioned is None:
+            return self
+        rows = None if self.recalled is None else self.recalled[objects]
+        return replace(self, conditioned=self.conditioned[objects], recalled=rows)
 
     def to_dict(self) -> dict[str, Tensor]:
         """Flat tensors under fixed names, for safetensors; the input size follows from them."""
@@ -123,6 +132,11 @@ class Decoded:
         present = (self.object_score > 0)[:, None, None, None]
         return replace(self, logits=torch.where(present, self.logits, ABSENT))
 
+    @classmethod
+    def joined(cls, parts: list[Decoded]) -> Decoded:
+        """The objects of several answers, one after another."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
     def __getitem__(self, index: slice) -> Decoded:
         return Decoded(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
@@ -165,6 +179,7 @@ class SAM2(nn.Module):
             self.no_obj_embed_spatial = nn.Parameter(torch.zeros(1, config.mem_dim))
         for parameter in (self.maskmem_tpos_enc, self.no_mem_embed, self.no_obj_ptr):
             nn.init.trunc_normal_(parameter, std=0.02)
+        self._seen: LastUsed[tuple[Tensor, Tensor, Tensor]] = LastUsed()
         if config.dense_prompts:
             from geosam2_model.dense_prompts import DensePrompts
 
@@ -190,7 +205,7 @@ class SAM2(nn.Module):
             InputError: If channels, size or values are not as above.
         """
         x = self._normalise(_checked(pixels))
-        maps = self.image_encoder.trunk(x)
+        maps = self.image_encoder.trunk(x.contiguous(memory_format=LAST))
         neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
         skips = (neck.skip(maps, 0, decoder.conv_s0), neck.skip(maps, 1, decoder.conv_s1))
         features = ImageFeatures(neck.embedding(maps), skips, (x.shape[-2], x.shape[-1]))
@@ -220,23 +235,35 @@ class SAM2(nn.Module):
         Raises:
             InputError: If prompts and features do not fit each other.
         """
-        return self.choose(self.decode_all(features, prompts), multimask)
+        prompts = self._prompts_for(features, prompts)
+        count = self._at_once(features)
+        if torch.is_grad_enabled() or len(prompts) <= count:
+            return self.choose(self._decode(features, prompts), multimask)
+        parts = [slice(i, i + count) for i in range(0, len(prompts), count)]
+        return Decoded.joined(
+            [self.choose(self._decode(features.of(p), prompts[p]), multimask) for p in parts]
+        )
+
+    def _at_once(self, features: ImageFeatures) -> int:
+        """Objects whose maps stay in a processor's cache together."""
+        height, width = features.size
+        return max(1, CACHED_PIXELS // (height * width)) if self.device.type == "cpu" else 64
 
     def decode_all(self, features: ImageFeatures, prompts: Prompts | None = None) -> DecoderOutput:
         """All four masks of N objects, before `decode` chooses among them; training wants each."""
-        prompts = self._prompts_for(features, prompts)
+        return self._decode(features, self._prompts_for(features, prompts))
+
+    def _decode(self, features: ImageFeatures, prompts: Prompts) -> DecoderOutput:
         index = prompts.image_index
         if prompts.masks is None and features.recalled is not None:
             prompts = replace(prompts, masks=features.recalled)
-        if features.conditioned is None:
-            image = rows_for(features.embedding + self.no_mem_embed[0, 0, :, None, None], index)
-        else:
+        image, middle, fine = (rows_for(x, index) for x in self._image_side(features))
+        if features.conditioned is not None:
             image = features.conditioned
         dense = self.sam_prompt_encoder.dense(prompts)
-        fine, middle = (rows_for(x, index) for x in features.high_res)
         if self.config.dense_prompts:
             d16, d8, d4 = self.dense_prompts(features, prompts)
-            dense, middle, fine = dense + d16, middle + d8, fine + d4
+            dense, middle, fine = d16.add_(dense), d8.add_(middle), d4.add_(fine)
         result: DecoderOutput = self.sam_mask_decoder(
             image + dense,
             self.sam_prompt_encoder.grid(*image.shape[-2:]).to(image.dtype),
@@ -244,6 +271,22 @@ class SAM2(nn.Module):
             (fine, middle),
         )
         return result
+
+    def _image_side(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedding without memory and the skips, as the decoder walks through them."""
+
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            fine, middle = features.high_res
+            image = features.embedding + self.no_mem_embed[0, 0, :, None, None]
+            a, b, c = (x.contiguous(memory_format=LAST) for x in (image, middle, fine))
+            return a, b, c
+
+        if torch.is_grad_enabled():
+            return make()
+        no_memory = self.no_mem_embed
+        return self._seen.get(
+            features.high_res[0], (no_memory.data_ptr(), no_memory._version), make
+        )
 
     def choose(self, out: DecoderOutput, multimask: bool) -> Decoded:
         """The three candidates or the single mask, with scores and the pointer of the best."""

@@ -11,10 +11,10 @@ import pytest
 import torch
 from geosam2_model import load
 from geosam2_model.config import VARIANTS
-from geosam2_model.dense_prompts import colour_distance, geodesic, split_clicks
 from geosam2_model.errors import CheckpointError, InputError
 from geosam2_model.memory_bank import Memory, MemoryBank
 from geosam2_model.prompt_encoder import Prompts
+from geosam2_model.prompt_maps import Steps, colour_distance, geodesic, palette, split_clicks
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import augment, judge, prompts, sequences
 from geosam2_model.training.data import Crops, Picture, draw_crop, read_image
@@ -108,9 +108,10 @@ def test_geodesic_equals_dijkstra_where_paths_turn_little() -> None:
     wanted = dijkstra(graph.tocsr(), directed=False, indices=4 * w + 5).reshape(h, w)
     seeds = torch.zeros(1, h, w, dtype=torch.bool)
     seeds[0, 4, 5] = True
-    found = geodesic(seeds, torch.from_numpy(right)[None], torch.from_numpy(down)[None], rounds=12)
+    costs = Steps(torch.from_numpy(right)[None].cumsum(2), torch.from_numpy(down)[None].cumsum(1))
+    found = geodesic(seeds, costs, rounds=12)
     np.testing.assert_allclose(found[0].numpy(), wanted, rtol=1e-4)
-    three = geodesic(seeds, torch.from_numpy(right)[None], torch.from_numpy(down)[None])
+    three = geodesic(seeds, costs)
     assert float(three.mean()) < 1.1 * wanted.mean()
 
 
@@ -118,9 +119,9 @@ def test_colour_distance_is_smallest_where_the_colour_was_clicked() -> None:
     pixels = torch.zeros(1, 3, 16, 16)
     pixels[..., 8:] = 1.0
     foreground, background = split_clicks(Prompts.clicks([[50.0, 20.0]]))
-    far = colour_distance(pixels, foreground, None)[0]
+    far = colour_distance(palette(pixels), foreground, None)[0]
     assert float(far[:, 10:].max()) < 0.01 < 0.5 < float(far[:, :6].min())
-    assert float(colour_distance(pixels, background, None).min()) > 0.9  # no such click
+    assert float(colour_distance(palette(pixels), background, None)) > 0.9  # no such click
 
 
 def test_sketches_are_laid_where_they_belong_on_the_map() -> None:

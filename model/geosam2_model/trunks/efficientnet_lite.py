@@ -23,6 +23,8 @@ IMAGENET_MEAN = 127.0
 """Google's ports scale pixels as (x - 127) / 128, alike in all channels."""
 IMAGENET_STD = 128.0
 BATCH_NORM_EPS = 1e-3
+CACHED_BYTES = 4 * 2**20
+"""Of one block's hidden channels, when it goes through an image by strips of rows."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,36 @@ class Block(nn.Module):
         self.depthwise = SameConv(hidden, hidden, spec.kernel, spec.stride, groups=hidden)
         self.project = SameConv(hidden, spec.outputs, 1)
         self.skip = spec.stride == 1 and spec.inputs == spec.outputs
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = self._rows_at_once(x)
+        if torch.is_grad_enabled() or rows >= x.shape[2] or x.device.type != "cpu":
+            return self._whole(x)
+        count = x.shape[2] // self.spec.stride
+        parts = [self._rows(x, i, min(i + rows, count)) for i in range(0, count, rows)]
+        return torch.cat(parts, dim=2)
+
+    def _rows_at_once(self, x: Tensor) -> int:
+        """Rows whose many hidden channels stay in the processor's cache."""
+        row = len(x) * self.depthwise.in_channels * x.shape[3] * x.element_size()
+        return max(4, CACHED_BYTES // row // self.spec.stride)
+
+    def _rows(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows top..bottom of the result, from the rows of x that they see."""
+        kernel, stride, height = self.spec.kernel, self.spec.stride, x.shape[2]
+        before, after = (kernel - stride) // 2, (kernel - 1) // 2
+        first, last = top * stride - before, (bottom - 1) * stride - before + kernel
+        h = x[:, :, max(first, 0) : min(last, height)]
+        if self.expand is not None:
+            h = F.relu6(self.expand(h), inplace=True)
+        h = F.pad(h, (before, after, max(-first, 0), max(last - height, 0)))
+        deep = self.depthwise
+        h = F.conv2d(h, deep.weight, deep.bias, stride, groups=deep.groups)
+        h = cast(Tensor, self.project(F.relu6(h, inplace=True)))
+        return h.add_(x[:, :, top:bottom]) if self.skip else h
+
+    def _whole(self, x: Tensor) -> Tensor:
         h = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
         h = F.relu6(self.depthwise(h), inplace=True)
         h = cast(Tensor, self.project(h))
