@@ -163,7 +163,12 @@ class Refining:
         import torch
 
         places = tuple(places_in(known, frame))
-        said = FramePrompt(places, (1,) * len(places), logits=np.clip(known, -LIMIT, LIMIT))
+        labels = (1,) * len(places)
+        for prompt in self.coarse.prompts:  # what the user said holds here too
+            if prompt.points:
+                clicks = FramePrompt.of(replace(prompt, box=None, mask=None), frame)
+                places, labels = places + clicks.points, labels + clicks.labels
+        said = FramePrompt(places, labels, logits=np.clip(known, -LIMIT, LIMIT))
         with torch.no_grad():
             return self.encoder.model.decode(frame.features, network_prompts([said], frame))
 

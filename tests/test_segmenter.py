@@ -129,6 +129,20 @@ def test_refining_looks_at_the_outline_only_and_sharpens_it(path):
     assert len(looked) < len(grid.crossing(truth))
 
 
+def test_refining_heeds_the_clicks_that_were_made(path):
+    one = segmenter(path)
+    on, off = on_map(560, 500), on_map(560, 375)
+    coarse = one.predict(Prompt((on, off), (1, 0)), level=1)[0].masklet
+    told = []
+    decode = one.model.decode
+    one.model.decode = lambda f, p: told.append(p) or decode(f, p)
+    (run,) = one.refinements(coarse)
+    assert list(run)
+    labels = [prompts.labels.flatten().tolist() for prompts in told]
+    assert any(0 in some for some in labels)
+    assert all(1 in some for some in labels)
+
+
 def test_refining_stops_where_it_would_take_too_many_frames(path):
     one = segmenter(path)
     prompts = [Prompt(points=(on_map(560, 560),))]
