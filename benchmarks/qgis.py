@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / ".ci" / "out" / "qgis"
 SCENARIOS = (
-    "click_a_pond warm_clicks follow_a_lake kill_of_the_engine slow_model_load processing_dialog"
+    "click_a_pond warm_clicks follow_a_lake kill_of_the_engine slow_model_load processing_dialog "
+    "slow_tiles_in_processing"
 )
 
 

@@ -123,7 +123,7 @@ class Tiles(BaseHTTPRequestHandler):
         )
         mode = self.mood["mode"]
         if mode == "slow":
-            time.sleep(0.4)
+            time.sleep(2)
         elif mode != "ok" and (col + row) % self.mood["every"] == 0:
             if mode == "hang":
                 time.sleep(30)

@@ -133,6 +133,15 @@ def test_the_panel_enables_what_makes_sense(panel):
         assert panel.pause.isEnabled() is pause
     panel.set_state("paused")
     assert "Resume" in panel.pause.text().replace("&", "")
+    for on in (False, True):
+        panel.follow.setChecked(on)
+        assert panel.frames.isEnabled() is on
+
+
+def test_the_proxys_password_is_on_no_command_line(tmp_path):
+    plan = setup.Plan(tmp_path / "engine", proxy="http://me:pw@proxy:3128")
+    for step in setup.steps(plan, "/usr/bin/python3"):
+        assert "pw" not in " ".join(step.arguments)
 
 
 def test_every_control_is_reached_with_the_keyboard(panel, app):

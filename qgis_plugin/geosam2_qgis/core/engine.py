@@ -71,6 +71,8 @@ class Engine(QObject):
         find: Called before each start; returns a Command, or a Trouble if there is none.
     """
 
+    starting = pyqtSignal()
+    """The process was started; Python needs a while."""
     ready = pyqtSignal(dict)
     """The engine answered and fits; carries its `ready` message."""
     arrived = pyqtSignal(dict, bytes)
@@ -131,6 +133,7 @@ class Engine(QObject):
         process.finished.connect(self._finished)
         self._process = process
         self._watchdog.start(START_TIMEOUT * 1000)
+        self.starting.emit()
         process.start(command.program, list(command.arguments))
         return self._process is not None
 

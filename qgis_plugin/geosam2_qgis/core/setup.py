@@ -82,8 +82,6 @@ def steps(plan, python):
     pip = ["-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     if plan.wheels:
         pip += ["--no-index", "--find-links", plan.wheels]
-    elif plan.proxy:
-        pip += ["--proxy", plan.proxy]
     made = Step(
         tr("Make the environment"), python, ["-I", "-m", "venv", "--upgrade-deps", str(plan.folder)]
     )
@@ -175,8 +173,9 @@ class Setup(QObject):
         self._say(f"> {step.title}")
         process = QProcess(self)
         environment = engine_environment()
-        if self.plan.proxy:
+        if self.plan.proxy:  # not on the command line: everybody on the computer can read that
             environment.insert("HTTPS_PROXY", self.plan.proxy)
+            environment.insert("HTTP_PROXY", self.plan.proxy)
         process.setProcessEnvironment(environment)
         process.setProcessChannelMode(QProcess.ProcessChannelMode.MergedChannels)
         process.readyRead.connect(self._read)

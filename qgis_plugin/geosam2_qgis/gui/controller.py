@@ -74,6 +74,7 @@ class Controller(QObject):
             (session.missing, self._missing),
             (session.hint, self._hint),
             (session.loaded, self._model_loaded),
+            (session.engine.starting, self._engine_starting),
             (session.engine.ready, self._engine_ready),
             (session.engine.stopped, self._engine_stopped),
             (project.layersAdded, self._layers_changed),
@@ -249,17 +250,18 @@ class Controller(QObject):
     def _state_changed(self, state):
         self.panel.set_state(state.value)
         self.panel.set_alternatives(self.session.alternatives if state is State.PREVIEW else 0)
-        self._arm_escape()
+        self._arm()
         if state in BUSY and self._task is None:
             self._task = QgsProxyProgressTask(tr("GeoSAM2 follows an object"))
             QgsApplication.taskManager().addTask(self._task)
         elif state not in BUSY:
             self._end_task()
 
-    def _arm_escape(self):
-        """Esc is ours only while there is something to pause or to clear."""
-        something = self.session.state is not State.EMPTY or bool(self.session.points)
-        self.escape.setEnabled(something)
+    def _arm(self):
+        """Esc is ours only while there is something to pause or to clear; likewise Take back."""
+        marks = bool(self.session.points or self.session.box)
+        self.escape.setEnabled(self.session.state is not State.EMPTY or marks)
+        self.panel.set_back(marks and self.session.state not in BUSY)
 
     def _end_task(self):
         if self._task is not None:
@@ -272,7 +274,7 @@ class Controller(QObject):
             self.marks.clear()
             return
         self.marks.show_prompt(self.session.points, self.session.box, layer.crs())
-        self._arm_escape()
+        self._arm()
 
     def _shape_changed(self, shape):
         layer = self.session.layer
@@ -374,6 +376,7 @@ class Controller(QObject):
         if self.canvas.mapTool() is not self.tool:
             self.toggle_tool()
         self._choose_level()
+        layer.removeSelection()  # its yellow would hide the imagery and the preview
         self.session.load_prompt(prompt, (layer.id(), selected[0].id()))
 
     def flag_low(self, layer=None):
@@ -453,8 +456,12 @@ class Controller(QObject):
     def _show_log(self):
         self.iface.openMessageLog()
 
+    def _engine_starting(self):
+        self.panel.set_engine(tr("The engine is starting..."))
+
     def _engine_ready(self, header):
-        self.panel.set_engine(tr("Engine {version}", version=header.get("version", "?")))
+        text = tr("Engine {version}: loading the model...", version=header.get("version", "?"))
+        self.panel.set_engine(text)
 
     def _model_loaded(self, header):
         names = {"model": header.get("model", "?"), "device": header.get("device", "?")}

@@ -50,6 +50,10 @@ class Panel(QWidget):
         column.addStretch(1)
         column.addLayout(self._more())
         self.set_state("empty")
+        # as wide as its widest row: nothing is cut off, whatever the language
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        bar = scroll.verticalScrollBar().sizeHint().width()
+        scroll.setMinimumWidth(inner.minimumSizeHint().width() + bar)
 
     # building -------------------------------------------------------------------------------
 
@@ -69,6 +73,8 @@ class Panel(QWidget):
         self.follow.setToolTip(tr("Objects that reach the border of the frame are followed."))
         self.follow.toggled.connect(lambda on: self.changed.emit("follow", on))
         self.frames = QSpinBox()
+        self.frames.setEnabled(False)
+        self.follow.toggled.connect(self.frames.setEnabled)
         self.frames.setObjectName("geosam2Frames")
         self.frames.setRange(1, 5000)
         self.frames.setSuffix(" " + tr("frames at most"))
@@ -99,11 +105,15 @@ class Panel(QWidget):
             tr("Left click includes, right click excludes, drag draws a box, Enter accepts.")
         )
         self.accept = self._button("accept", tr("&Accept (Enter)"))
+        self.accept.setToolTip(tr("Write the object into the output layer, once there is one."))
         self.back = self._button("back", tr("Take &back"))
         self.back.setToolTip(tr("Remove the last point or box (Backspace)."))
         self.alternative = self._button("alternative", tr("O&ther shape"))
-        self.alternative.setToolTip(tr("Show another reading of the same click (A)."))
+        self.alternative.setToolTip(
+            tr("Show another reading of a single click (A); more clicks leave no choice.")
+        )
         self.pause = self._button("pause", tr("&Pause (Esc)"))
+        self.pause.setToolTip(tr("While an object is followed: pause and go on (Esc)."))
         self.cancel = self._button("cancel", tr("Ca&ncel"))
         grid.addWidget(self.tool, 0, 0, 1, 2)
         grid.addWidget(self.accept, 1, 0)
@@ -162,7 +172,7 @@ class Panel(QWidget):
         """Enable what makes sense in a state (value of session.State)."""
         busy = state in ("following", "paused")
         self.accept.setEnabled(state != "empty")
-        self.back.setEnabled(not busy)
+        self.set_back(False)
         self.pause.setEnabled(busy)
         self.cancel.setEnabled(state != "empty")
         self.alternative.setEnabled(False)
@@ -185,6 +195,10 @@ class Panel(QWidget):
         self.progress.setMaximum(max(1, done + waiting))
         self.progress.setValue(done)
         self.progress.setFormat(tr("{done} frames, {waiting} waiting", done=done, waiting=waiting))
+
+    def set_back(self, possible):
+        """Is there a point or box that can be taken back?"""
+        self.back.setEnabled(possible)
 
     def set_alternatives(self, count):
         """How many shapes there are to choose from."""
@@ -233,6 +247,7 @@ class Panel(QWidget):
         self.detail.setCurrentIndex(max(0, self.detail.findData(detail)))
         self.preset.setCurrentIndex(max(0, self.preset.findData(preset)))
         self.follow.setChecked(follow)
+        self.frames.setEnabled(follow)
         self.frames.setValue(frames)
         for widget in (self.detail, self.preset, self.follow, self.frames):
             widget.blockSignals(False)

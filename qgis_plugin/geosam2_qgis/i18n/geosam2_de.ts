@@ -67,8 +67,8 @@
 <translation>Lädt etwa 400 MB herunter und braucht etwa 1,5 GB auf der Festplatte.</translation></message>
 <message><source>Engine status</source>
 <translation>Zustand des Rechenkerns</translation></message>
-<message><source>Engine {version}</source>
-<translation>Rechenkern {version}</translation></message>
+<message><source>Engine {version}: loading the model...</source>
+<translation>Rechenkern {version}: das Modell wird geladen ...</translation></message>
 <message><source>Engine: model {model} on {device}</source>
 <translation>Rechenkern: Modell {model} auf {device}</translation></message>
 <message><source>Enter accepts; more clicks correct.</source>
@@ -207,8 +207,8 @@
 <translation>Rechenkern einrichten ...</translation></message>
 <message><source>Set up...</source>
 <translation>Einrichten ...</translation></message>
-<message><source>Show another reading of the same click (A).</source>
-<translation>Eine andere Deutung desselben Klicks zeigen (A).</translation></message>
+<message><source>Show another reading of a single click (A); more clicks leave no choice.</source>
+<translation>Eine andere Deutung eines einzelnen Klicks zeigen (A); weitere Klicks lassen keine Wahl.</translation></message>
 <message><source>Smallest area in square metres</source>
 <translation>Kleinste Fläche in Quadratmetern</translation></message>
 <message><source>Stability</source>
@@ -245,6 +245,8 @@
 <translation>Der Rechenkern hat sich unerwartet beendet (Code {code}).</translation></message>
 <message><source>The engine is ready.</source>
 <translation>Der Rechenkern ist bereit.</translation></message>
+<message><source>The engine is starting...</source>
+<translation>Der Rechenkern startet ...</translation></message>
 <message><source>The engine reports: {reason}</source>
 <translation>Der Rechenkern meldet: {reason}</translation></message>
 <message><source>The engine speaks protocol {theirs}, this plugin {ours}.</source>
@@ -267,6 +269,8 @@
 <translation>Der nächste Klick startet ihn neu.</translation></message>
 <message><source>The object has several parts, but the layer holds single polygons.</source>
 <translation>Das Objekt hat mehrere Teile, der Layer hält aber einzelne Polygone.</translation></message>
+<message><source>The output refused an object.</source>
+<translation>Die Ausgabe hat ein Objekt nicht angenommen.</translation></message>
 <message><source>The proxy refused the connection. Check QGIS's network settings.</source>
 <translation>Der Proxy hat die Verbindung verweigert. Prüfen Sie die Netzwerkeinstellungen von QGIS.</translation></message>
 <message><source>The proxy wants a login. Enter it in QGIS's network settings.</source>
@@ -295,8 +299,12 @@
 <translation>Jetzt verwendet</translation></message>
 <message><source>Wait for imagery at most</source>
 <translation>Höchstens auf Bilddaten warten</translation></message>
+<message><source>While an object is followed: pause and go on (Esc).</source>
+<translation>Während ein Objekt verfolgt wird: anhalten und fortsetzen (Esc).</translation></message>
 <message><source>Without CUDA (smaller; for computers without an NVIDIA card)</source>
 <translation>Ohne CUDA (kleiner; für Rechner ohne NVIDIA-Karte)</translation></message>
+<message><source>Write the object into the output layer, once there is one.</source>
+<translation>Das Objekt in den Ausgabelayer schreiben, sobald eines gefunden ist.</translation></message>
 <message><source>frames at most</source>
 <translation>Ausschnitte höchstens</translation></message>
 <message><source>none yet</source>
