@@ -154,9 +154,9 @@ def fresh(layer, crs="EPSG:32633"):
     project.addMapLayer(layer)
     iface.setActiveLayer(layer)
     plugin().dock.layer_box.setLayer(layer)
-    choose_target("scratch")
     if not plugin().dock.isVisible():
         plugin().dock.show()
+    choose_target("scratch")
 
 
 def empty_project():
@@ -426,11 +426,15 @@ def exclude_take_back_box():
 
 
 def lake_view():
+    """The lake at a scale near that of its zoom; a dock that opens late changes the canvas."""
     x, y, a, b = scenes.LAKE
     cell = 2 * scenes.HALF / 256 / 2**scenes.LAKE_ZOOM
-    width = canvas.width() * cell * 1.15
-    height = canvas.height() * cell * 1.15
-    yield from view(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    while True:
+        width = canvas.width() * cell * 1.15
+        height = canvas.height() * cell * 1.15
+        yield from view(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        if 1.1 < canvas.mapUnitsPerPixel() / cell < 1.2:
+            return
 
 
 def begin_lake(arguments):
