@@ -341,9 +341,11 @@ class Scene:
 
     def __repr__(self) -> str:
         height, width = self.shape
-        crs = "pixel coordinates" if self.crs is None else self.crs.name
+        place = ", pixel coordinates"
+        if self.crs is not None:
+            place = f" at {self.gsd:.3g} m, {self.crs.name}"
         return (
-            f"<Scene {self.name}: {height} x {width} px at {self.gsd:.3g} m, {crs}, "
+            f"<Scene {self.name}: {height} x {width} px{place}, "
             f"bands {', '.join(self.bands)}, {len(self.levels)} levels>"
         )
 

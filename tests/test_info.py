@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from odc.geo.geobox import GeoBox
 from PIL import Image
 
+from geosam2.cli import cli
 from geosam2.commands.info import command
 from geosam2.errors import ExportError
 from geosam2.scene import open_scene
@@ -109,3 +110,15 @@ def test_hints_for_what_will_hurt(tmp_path: Path) -> None:
     hints = json.loads(run(path, "--json").output)["hints"]
     assert any("gdaladdo" in hint for hint in hints)
     assert any("not square" in hint for hint in hints)
+
+
+@pytest.mark.parametrize("name", ["info", "segment", "everything"])
+def test_every_command_that_opens_a_scene_takes_the_same_options(
+    name: str, path: Path, tmp_path: Path
+) -> None:
+    args = [name, str(path), "--bounds", "1,2,3"]
+    args += [] if name == "info" else ["-o", str(tmp_path / "out.geojson")]
+    args += ["--point", "1,1"] if name == "segment" else []
+    done = CliRunner().invoke(cli, args)
+    assert done.exit_code == 2
+    assert "4 numbers with commas between them are needed, got '1,2,3'" in done.output

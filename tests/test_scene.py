@@ -197,7 +197,9 @@ def test_it_prints_itself(scene: Scene, path: Path) -> None:
     ElementTree.fromstring(page)  # well formed, so a notebook shows it
     assert "data:image/png;base64," in page
     assert "<svg" in page
-    picture = open_scene(path, pixel_coordinates=True)._repr_html_()
+    unplaced = open_scene(path, pixel_coordinates=True)
+    assert "900 x 1100 px, pixel coordinates, bands" in repr(unplaced)
+    picture = unplaced._repr_html_()
     assert "<svg" not in picture
     assert "pixel coordinates" in picture
 

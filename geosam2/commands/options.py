@@ -12,12 +12,28 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_NAMES = ("bands", "stretch", "bounds", "bounds_crs", "crs", "pixel_coordinates")
-_TILES = ("min_zoom", "max_zoom", "tile_size", "max_tiles")
+NAMES = (
+    "bands",
+    "stretch",
+    "bounds",
+    "bounds_crs",
+    "scene_crs",
+    "pixel_coordinates",
+    "min_zoom",
+    "max_zoom",
+    "tile_size",
+    "max_tiles",
+)
+"""Names that the options arrive under."""
 
 
-def scene_options(command: F) -> F:
-    """Add the options; their values go to `scene_from` as they are."""
+def scene_options(command: F, *, crs: str = "--crs") -> F:
+    """Add the options; their values go to `scene_from` as they are.
+
+    Args:
+        command: Takes them as keywords, `NAMES`.
+        crs: What the option for the CRS of the imagery is called.
+    """
     for add in reversed(
         [
             click.option(
@@ -32,7 +48,9 @@ def scene_options(command: F) -> F:
                 "--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="Working area; default: all."
             ),
             click.option("--bounds-crs", metavar="CRS", help="CRS of --bounds; default: SRC's."),
-            click.option("--crs", metavar="CRS", help="CRS of imagery that does not say its own."),
+            click.option(
+                crs, "scene_crs", metavar="CRS", help="CRS of imagery that does not say its own."
+            ),
             click.option(
                 "--pixel-coordinates", is_flag=True, help="Open a picture without georeference."
             ),
@@ -56,7 +74,8 @@ def scene_from(src: str, options: dict[str, Any]) -> Scene:
     """
     from geosam2.scene import open_scene
 
-    chosen: dict[str, Any] = {name: options.get(name) for name in (*_NAMES, *_TILES)}
+    chosen: dict[str, Any] = {name: options.get(name) for name in NAMES}
+    chosen["crs"] = chosen.pop("scene_crs")
     chosen["bands"] = _bands(chosen["bands"])
     chosen["stretch"] = _stretch(chosen["stretch"])
     if chosen["bounds"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from geosam2.commands.options import NAMES, scene_from, scene_options
 
 if TYPE_CHECKING:
     import geopandas
@@ -62,6 +65,7 @@ STOPPED = 130  # exit code of a process that was interrupted, as shells have it
 @click.option("--state", type=click.Path(file_okay=False), help="Folder of the run; OUTPUT.run.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--no-cache", is_flag=True, help="Keep encoded frames in memory only.")
+@functools.partial(scene_options, crs="--scene-crs")
 @click.pass_context
 def command(ctx: click.Context, /, source: str, **given: Any) -> None:
     """Segment the objects of SOURCE under the given points, boxes or polygons.
@@ -72,7 +76,8 @@ def command(ctx: click.Context, /, source: str, **given: Any) -> None:
 
         geosam2 segment scene.tif --point 85.522,27.632 --crs EPSG:4326 -o lake.geojson
     """
-    asked = _Asked(source=source, **given)
+    scene = {name: given.pop(name) for name in NAMES}
+    asked = _Asked(source=source, scene=scene, **given)
     _check(asked)
     segmenter = _segmenter(asked)
     folder = _folder(asked)
@@ -101,6 +106,8 @@ class _Asked:
     """The command's options, by name."""
 
     source: str
+    scene: dict[str, Any]
+    """Those of `scene_options`."""
     points: tuple[str, ...]
     boxes: tuple[str, ...]
     prompts: str | None
@@ -147,7 +154,8 @@ def _segmenter(asked: _Asked) -> Segmenter:
     from geosam2.segmenter import Segmenter
 
     cache = EmbeddingCache(folder=None) if asked.no_cache else EmbeddingCache()
-    return Segmenter(asked.source, asked.model, preset=asked.preset, cache=cache)
+    scene = scene_from(asked.source, asked.scene)
+    return Segmenter(scene, asked.model, preset=asked.preset, cache=cache)
 
 
 def _folder(asked: _Asked) -> Path | None:
