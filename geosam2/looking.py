@@ -33,7 +33,8 @@ AGREES = 0.8  # agreement from which the single mask is taken without looking at
 REACH = 16  # cells (64 px) by which the answer is taken for known further out each round
 SURE = 1.0  # logits nearer to 0 are not taken for known,
 SURE_AFAR = 3.0  # nor those further out, where the network has seen less to go by
-FIRM = 1.0  # logits of a body whose parts hang together
+UNSURE = -0.5  # logit of what may belong to the object or not
+FIRM = 0.3  # of the logits at the seeds: those of a body whose parts hang together
 THICK = 8  # cells (32 px) from outline to middle: wider than roads and rivers that gaps may cut
 CALM = 0.985  # IoU of two rounds that counts as no change; twice in a row ends the look
 WORSE = 0.1  # quality that going on may cost before the first answer is taken after all
@@ -131,9 +132,8 @@ class Look:
     def _read(self, one: Decoded) -> Answer:
         """One candidate, cut down to what hangs together with the known part or a click."""
         logits = one.logits[0, 0].float().cpu().numpy().copy()
-        seeds = self.seeds
-        if seeds.any():
-            logits[(logits > 0) & ~joined(logits, seeds)] *= -1
+        if (seeds := self.seeds).any():
+            logits = cut_down(logits, seeds)
         decided = self.weight > 0
         if not decided.any():
             return Answer(one, logits, math.nan)
@@ -143,15 +143,21 @@ class Look:
         return Answer(one, logits, regions.iou(touching, there, self.weight))
 
 
-def joined(logits: FloatArray, seeds: BoolArray) -> BoolArray:
-    """The part of a mask that hangs together with the seeds.
+def cut_down(logits: FloatArray, seeds: BoolArray) -> FloatArray:
+    """Logits of what hangs together with the seeds.
 
-    Thin things may be interrupted (a road under trees). Something large beyond a line of low logits
-    is a neighbour, as two fields of one colour have.
+    What does not is turned to its negative. Thin things may be interrupted (a road under trees).
+    Something large beyond a line of low logits may be a neighbour, as two fields of one colour
+    have: it is left out too, but as unsure, so that another round may find that it belongs to it.
     """
-    kept = regions.reachable(logits > 0, seeds, gap=GAP)
-    body = regions.reachable(logits > FIRM, seeds)
-    return kept & ~regions.loose(kept, body, thick=THICK)
+    mask = logits > 0
+    kept = regions.reachable(mask, seeds, gap=GAP)
+    if not kept.any():
+        return np.where(mask, -logits, logits)
+    firm = FIRM * float(logits[mask & seeds].mean())
+    body = regions.reachable(logits > firm, seeds)
+    found = np.where(mask & ~kept, -logits, logits)
+    return np.where(regions.loose(kept, body, thick=THICK), np.float32(UNSURE), found)
 
 
 def seeds_of(frame: EncodedFrame, known: FloatArray, said: FramePrompt) -> BoolArray:
