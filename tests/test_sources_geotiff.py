@@ -24,6 +24,7 @@ from pyproj import Transformer
 from rasterio.vrt import WarpedVRT
 
 from geosam2.errors import GeoreferenceError, SourceError
+from geosam2.levels import Window
 from geosam2.scene import Scene, open_scene
 from geosam2.testing.files import write_geotiff
 from geosam2.testing.server import Server, serve_folder
@@ -506,6 +507,20 @@ def test_a_frame_reads_only_the_blocks_under_it(server: Server, cog: Path) -> No
     again = scene.read(scene.levels[level].geobox(scene.levels[level].extent))
     np.testing.assert_array_equal(again.pixels, frame.pixels)
     assert server.requests == [], "the second read of a frame is free"
+
+
+def test_requests_are_foretold_and_not_exceeded(server: Server, cog: Path) -> None:
+    scene = open_scene(f"{server.url}/big.tif")
+    assert [scene.reader.requests(one, [one.extent]) for one in scene.levels[:3]] == [64, 16, 4]
+    assert open_scene(cog).reader.requests(scene.levels[0], [scene.levels[0].extent]) == 0
+    level = scene.levels[1]
+    row, col, _, _ = level.extent
+    windows = [Window(row + 200, col + 10, 100, 300), Window(row + 600, col, 50, 50)]
+    assert scene.reader.requests(level, windows) == 2 * 2 + 1
+    server.requests.clear()
+    for window in windows:
+        scene.reader.read(level, window)
+    assert 0 < len(server.requests) <= 5
 
 
 def _serve(folder: str, url: Any) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -179,6 +179,13 @@ class GeoTiffSource(Source):
         if self._remote or not tiled or facts.flipped or not self.stored(level):
             return None  # requests for neighbouring blocks are better made together
         return height * max(1, _CHUNK // height), width * max(1, _CHUNK // width)
+
+    def requests(self, level: Level, windows: Iterable[Window]) -> int:
+        """See `Source.requests`: one a stored block; GDAL asks for neighbours together."""
+        if not self._remote:
+            return 0
+        base = self._bases[level.index]
+        return sum(_blocks_under(base, window) for window in windows)
 
     def details(self) -> dict[str, Any]:
         """See `Source.details`."""
@@ -376,6 +383,17 @@ def _spans(first: int, count: int, base_first: int, base_count: int, step: int) 
     trail = count > 1 and cut(count) - cut(count - 1) < step
     marks = sorted({0, int(lead), count - int(trail), count})
     return [_Span(cut(a), cut(b) - cut(a), b - a) for a, b in pairwise(marks)]
+
+
+def _blocks_under(base: _Base, window: Window) -> int:
+    """Stored blocks that a window of the level meets."""
+    extent, step, (height, width) = base.extent, base.step, base.block
+    wanted = Window(*(v * step for v in window)) & extent
+    if wanted.empty:
+        return 0
+    top, left = wanted.row - extent.row, wanted.col - extent.col
+    down = (top + wanted.height - 1) // height - top // height + 1
+    return down * ((left + wanted.width - 1) // width - left // width + 1)
 
 
 def is_remote(path: str) -> bool:
