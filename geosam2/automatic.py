@@ -112,6 +112,7 @@ def find_masks(
     found: list[Part] = []
     decoded = 0
     whole: Any = None
+    explained = np.zeros((layout.size // CELL, layout.size // CELL), bool)  # cells of the frame
     for region in regions(layout, key, recipe.points):
         inside = region.box.within(frame_box)
         image = pixels if region.zoom == 1 else _enlarged(pixels, inside, region, enlarge)
@@ -120,12 +121,15 @@ def find_masks(
             continue
         features = _encode(network, image)
         whole = features if region.zoom == 1 else whole
-        candidates, asked_for = _search(network, features, points, recipe, layout.size)
+        known = _magnified(explained, region.box, frame_box, region.zoom)
+        candidates, asked_for = _search(network, features, points, recipe, layout.size, known)
         decoded += asked_for
         candidates = _clean(candidates, valid[inside], recipe.min_region)
         if region.zoom > 1:
             candidates = candidates[~_touches_border(candidates.logits)]
         candidates = candidates[_suppress(candidates, recipe.duplicate_iou)]
+        if region.zoom == 1:
+            explained = _middles(candidates.logits)
         found += _parts(candidates, region.box, frame_box, key)
     if whole is None:
         whole = _encode(network, pixels)
@@ -166,13 +170,27 @@ def _enlarged(pixels: Pixels, inside: tuple[slice, slice], region: Region, enlar
 # --- asking the network
 
 
+def _magnified(cells: BoolArray, region: Box, frame_box: Box, zoom: int) -> BoolArray:
+    """Cells of a frame as those of one of its regions, `zoom` times as many along a side."""
+    rows, cols = region.within(frame_box)
+    inside = cells[rows.start // CELL : rows.stop // CELL, cols.start // CELL : cols.stop // CELL]
+    return np.kron(inside, np.ones((zoom, zoom), bool))
+
+
 def _search(
-    network: Network, features: Any, points: NDArray[np.float32], recipe: Recipe, size: int
+    network: Network,
+    features: Any,
+    points: NDArray[np.float32],
+    recipe: Recipe,
+    size: int,
+    explained: BoolArray,
 ) -> tuple[_Candidates, int]:
-    """Ask for all points, a chunk at a time; with `skip_explained`, coarse points come first."""
+    """Ask for all points, a chunk at a time; with `skip_explained`, coarse points come first.
+
+    `explained` are cells where a larger tier found small things already.
+    """
     kept: list[_Candidates] = []
     asked = 0
-    explained = np.zeros((size // CELL, size // CELL), bool)
     for chunk in _chunks(points, recipe, size):
         if recipe.skip_explained:
             chunk = chunk[~explained[tuple((chunk[:, ::-1] / CELL).astype(int).T)]]
@@ -181,7 +199,7 @@ def _search(
         asked += len(chunk)
         found = _ask(network, features, chunk, recipe)
         if recipe.skip_explained and len(found):
-            explained |= _middles(found.logits)
+            explained = explained | _middles(found.logits)
         kept.append(found)
     return _joined(kept, size), asked
 

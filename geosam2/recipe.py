@@ -130,6 +130,8 @@ def recipe_for(network: Any) -> Recipe:
         min_score=0.3,
         coverage=(0.8,),
         coverage_points=16,
+        link_iou=0.35,
+        covered_share=0.4,
         chunk=16,
     )
 

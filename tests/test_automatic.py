@@ -59,6 +59,19 @@ def test_points_in_the_middle_of_what_is_found_are_skipped_without_loss():
     assert sorted(found_ids(lazy.parts, ids)) == sorted(found_ids(eager.parts, ids))
 
 
+def test_a_tier_leaves_out_what_a_larger_one_explained():
+    pixels, ids = colour_scene((256, 256), 50, seed=2, size=(20, 44))
+    recipe = replace(RECIPE, points=(16, 8))
+    lazy, eager = (
+        find_masks(ColourOracle(), pixels, ALL, LAYOUT, (0, 0), replace(recipe, skip_explained=s))
+        for s in (True, False)
+    )
+    first = find_masks(ColourOracle(), pixels, ALL, LAYOUT, (0, 0), RECIPE)
+    assert eager.decoded == 256 + 4 * 64
+    assert lazy.decoded - first.decoded < 0.8 * 4 * 64
+    assert set(found_ids(eager.parts, ids)) == set(found_ids(lazy.parts, ids))
+
+
 def test_chunks_do_not_change_the_result():
     pixels, _ = colour_scene((256, 256), 9, seed=3, size=(40, 160))
     recipe = replace(RECIPE, skip_explained=False)

@@ -283,7 +283,7 @@ def test_prompts_are_resumed_block_by_block_and_failures_are_named(scene, tmp_pa
 
         @property
         def config(self):
-            return type("Config", (), {"image_size": 64})
+            return type("Config", (), {"image_size": 128})
 
     class Broken(Small):
         def encode(self, pixels):
