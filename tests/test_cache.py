@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,7 @@ def test_a_full_disk_only_means_no_disk_cache(tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     cache = EmbeddingCache(tmp_path)
     with caplog.at_level(logging.WARNING):
         cache.put("key", tensors(5))
