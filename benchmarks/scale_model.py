@@ -114,7 +114,7 @@ def measured_dispatch(count: int) -> float:
     import distributed
 
     with distributed.Client(n_workers=1, threads_per_worker=2, processes=False,
-                            dashboard_address=None) as client:  # fmt: skip
+                            dashboard_address=":0") as client:  # fmt: skip
         executor = OnDask(client)
         began, sent, done = time.perf_counter(), 0, 0
         while done < count:

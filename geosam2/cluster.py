@@ -165,7 +165,7 @@ def _lost(error: BaseException | None) -> InterruptedRunError:
 
 
 @contextlib.contextmanager
-def local_client(workers: int, *, dashboard: bool = True) -> Iterator[distributed.Client]:
+def local_client(workers: int) -> Iterator[distributed.Client]:
     """A dask cluster of `workers` processes with one thread each, for as long as the context."""
     import distributed
 
@@ -174,7 +174,7 @@ def local_client(workers: int, *, dashboard: bool = True) -> Iterator[distribute
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=":0" if dashboard else None,
+            dashboard_address=":0",  # any free port: runs may be side by side
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):

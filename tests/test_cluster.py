@@ -192,7 +192,7 @@ def test_a_dask_client_gives_what_this_process_gives(path, undisturbed):
         n_workers=1,
         threads_per_worker=1,
         processes=False,
-        dashboard_address=None,
+        dashboard_address=":0",
         set_as_default=False,
     ) as client:
         found = segment_everything(path, model=ColourOracle(), client=client, **CHOICES)

@@ -269,7 +269,7 @@ def test_prompts_on_a_dask_client_give_what_this_process_gives(scene, answered):
         n_workers=1,
         threads_per_worker=1,
         processes=False,
-        dashboard_address=None,
+        dashboard_address=":0",
         set_as_default=False,
     ) as client:
         found = segment_prompts(scene[0], answered[0], model=FullSize(), client=client)
