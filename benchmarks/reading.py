@@ -203,7 +203,7 @@ def _tile_figures(url: str, folder: Path, side: int, rounds: int) -> dict[str, A
         f"scene {seconds[1]:.2f} s ({seconds[0] / seconds[1]:.1f} x)"
     )
     figures: dict[str, Any] = {"serial": seconds[0] / seconds[1]}
-    peer = _peer(url, bounds, folder, rounds)
+    peer = _peer(url, bounds, folder)
     if peer is not None:
         figures["tms_to_geotiff"] = peer / seconds[1]
         print(f"samgeo's tms_to_geotiff {peer:.2f} s ({peer / seconds[1]:.1f} x)")
@@ -212,32 +212,30 @@ def _tile_figures(url: str, folder: Path, side: int, rounds: int) -> dict[str, A
 
 # `tms_to_geotiff` alone: the package around it imports every version of SAM
 _PEER = """
-import importlib.util, statistics, sys, time
+import importlib.util, sys, time
 from pathlib import Path
-url, zoom, rounds, target, *box = sys.argv[1:]
+url, zoom, target, *box = sys.argv[1:]
 place = importlib.util.find_spec("samgeo").submodule_search_locations[0]
 spec = importlib.util.spec_from_file_location("samgeo_common", Path(place) / "common.py")
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-seconds = []
-for _ in range(int(rounds) + 1):
-    start = time.perf_counter()
-    module.tms_to_geotiff(target, [float(v) for v in box], zoom=int(zoom), source=url,
-                          overwrite=True, quiet=True)
-    seconds.append(time.perf_counter() - start)
-print(statistics.median(seconds[1:]))
+start = time.perf_counter()
+module.tms_to_geotiff(target, [float(v) for v in box], zoom=int(zoom), source=url,
+                      overwrite=True, quiet=True)
+print(time.perf_counter() - start)
 """
 
 
-def _peer(url: str, bounds: tuple[float, ...], folder: Path, rounds: int) -> float | None:
-    """Median seconds of samgeo's downloader for the same tiles, None if it is not installed.
+def _peer(url: str, bounds: tuple[float, ...], folder: Path) -> float | None:
+    """Seconds of samgeo's downloader for the same tiles, once; None if it is not installed.
 
-    It draws with GDAL's own bindings, so it may need a Python of its own: $PEER_PYTHON.
+    They include the GeoTIFF that it writes; five connections are its own choice. It draws with
+    GDAL's own bindings, so it may need a Python of its own: $PEER_PYTHON.
     """
     from pyproj import Transformer
 
     box = Transformer.from_crs(3857, 4326, always_xy=True).transform_bounds(*bounds)
-    facts = [url, ZOOM, rounds, folder / "peer.tif", *box]
+    facts = [url, ZOOM, folder / "peer.tif", *box]
     done = subprocess.run(
         [os.environ.get("PEER_PYTHON", sys.executable), "-c", _PEER, *map(str, facts)],
         capture_output=True, text=True, check=False,
@@ -293,7 +291,7 @@ def main() -> None:
         print("peak memory is read from /proc: Linux only")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cog = cog_against_rasterio(folder, 2048 if quick else 4096, 5 if quick else 9)
+        cog = cog_against_rasterio(folder, 2048 if quick else 4096, 5)
         tiles = tiles_against_one_by_one(folder, 8 if quick else 16, 1 if quick else 3)
         memory = memory_against_size(folder, 40 if quick else 300)
     print(
