@@ -145,7 +145,15 @@ def rows_for(x: Tensor, image_index: Tensor | None) -> Tensor:
 
 def versions(*modules: nn.Module) -> tuple[tuple[int, int], ...]:
     """Changes whenever a weight of the modules does."""
-    return tuple((p.data_ptr(), p._version) for m in modules for p in m.parameters())
+    return tuple(version(p) for m in modules for p in m.parameters())
+
+
+def version(x: Tensor) -> tuple[int, int]:
+    """Where a tensor's numbers lie, and how often they were changed there.
+
+    Nothing counts the changes of a tensor that was made in torch's inference mode.
+    """
+    return x.data_ptr(), 0 if x.is_inference() else x._version
 
 
 class LastUsed(Generic[T]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
 from geosam2_model.errors import InputError
-from geosam2_model.ops import LayerNorm2d
+from geosam2_model.ops import LayerNorm2d, version
 
 _FIELDS = ("points", "labels", "boxes", "masks", "image_index")
 
@@ -175,11 +175,12 @@ class PromptEncoder(nn.Module):
     def grid(self, height: int, width: int) -> Tensor:
         """Position of every cell of the image embedding, (1, height * width, d_model)."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
-        key = (height, width, matrix.device, matrix.data_ptr(), matrix._version)
-        if self._grid is None or self._grid[0] != key:
+        key = (height, width, matrix.device, version(matrix))
+        kept = self._grid  # another thread may put in another size meanwhile
+        if kept is None or kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 y = (torch.arange(height, device=matrix.device) + 0.5) / height
                 x = (torch.arange(width, device=matrix.device) + 0.5) / width
                 xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # height, width, 2
-                self._grid = (key, self.pe_layer(xy).flatten(0, 1)[None])
-        return self._grid[1]
+                kept = self._grid = (key, self.pe_layer(xy).flatten(0, 1)[None])
+        return kept[1]

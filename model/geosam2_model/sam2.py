@@ -28,7 +28,7 @@ from geosam2_model.memory_bank import (
 )
 from geosam2_model.memory_encoder import MemoryEncoder
 from geosam2_model.neck import ImageEncoder
-from geosam2_model.ops import MLP, LastUsed, rows_for, sine_positions, sine_times
+from geosam2_model.ops import MLP, LastUsed, rows_for, sine_positions, sine_times, version
 from geosam2_model.prompt_encoder import PromptEncoder, Prompts
 
 SKETCH = 12.0  # logits that are laid on later frames are held within this
@@ -66,7 +66,7 @@ class ImageFeatures:
 
     def of(self, objects: slice) -> ImageFeatures:
         """The same images for some of the objects that `attend` was asked about."""
-        if self.conditioned is None:
+        if self.conditioned is None or len(self.conditioned) == 1:  # one memory, however many ask
             return self
         rows = None if self.recalled is None else self.recalled[objects]
         return replace(self, conditioned=self.conditioned[objects], recalled=rows)
@@ -283,10 +283,7 @@ class SAM2(nn.Module):
 
         if torch.is_grad_enabled():
             return make()
-        no_memory = self.no_mem_embed
-        return self._seen.get(
-            features.high_res[0], (no_memory.data_ptr(), no_memory._version), make
-        )
+        return self._seen.get(features.high_res[0], version(self.no_mem_embed), make)
 
     def choose(self, out: DecoderOutput, multimask: bool) -> Decoded:
         """The three candidates or the single mask, with scores and the pointer of the best."""

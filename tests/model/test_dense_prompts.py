@@ -85,6 +85,29 @@ def test_objects_decoded_a_few_at_a_time_are_the_same(
 
 
 @torch.no_grad()
+def test_many_prompts_may_share_one_memory(
+    nano: SAM2, features: ImageFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = replace(features, conditioned=features.embedding + 0.1)
+    prompts = Prompts(torch.rand(5, 1, 2) * 60, torch.ones(5, 1))
+    together = nano.decode(shared, prompts)
+    monkeypatch.setattr(sam2, "CACHED_PIXELS", 2 * 64 * 96)
+    in_parts = nano.decode(shared, prompts)
+    torch.testing.assert_close(in_parts.logits, together.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_made_in_inference_mode_answers_the_same(
+    nano: SAM2, features: ImageFeatures
+) -> None:
+    prompts = Prompts.clicks([[30.0, 30.0]])
+    with torch.inference_mode():
+        model = copy.deepcopy(nano)
+        found = model.decode(features, prompts).logits
+    with torch.no_grad():
+        torch.testing.assert_close(found.clone(), nano.decode(features, prompts).logits)
+
+
+@torch.no_grad()
 def test_what_is_remembered_of_an_image_follows_the_weights(
     nano: SAM2, features: ImageFeatures
 ) -> None:
