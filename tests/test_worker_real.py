@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ import shapely
 from rasterio.windows import Window
 
 from geosam2.errors import GeoreferenceError, SourceError
+from geosam2.masklet import PanOptions
+from geosam2.prompts import Prompt
 from geosam2.scene import open_scene
 from geosam2.worker.jobs import Cancelled
-from geosam2.worker.real import ClientSource, RealBackend, open_client_scene
+from geosam2.worker.real import ClientSource, RealBackend, RealFollower, open_client_scene
 from geosam2.worker.source import Clicks, SceneInfo
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "banepa.tif"
@@ -108,6 +111,43 @@ def test_unknown_systems_and_files_are_refused_in_one_sentence(drawing: Drawing)
         open_client_scene(replace(info, crs="USER:100000"), drawing)
     with pytest.raises(SourceError, match="let the client draw it"):
         open_client_scene(replace(info, path="/no/such/file.tif"), drawing)
+
+
+class Growing:
+    """A run of `total` frames, as far as a follower asks of one."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.masklet = SimpleNamespace(frames=())
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.total
+
+    def step(self) -> SimpleNamespace:
+        self.done += 1
+        return SimpleNamespace(done=self.done, open_borders=self.total - self.done)
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        while not self.finished:
+            yield self.step()
+
+
+def test_a_click_that_corrects_an_object_of_one_frame_is_followed_to_its_end() -> None:
+    run = Growing(3)
+    segmenter = SimpleNamespace(
+        start=lambda prompt, **_: run, refinements=lambda masklet, **_: iter(())
+    )
+    follower = RealFollower(
+        SimpleNamespace(segmenter=segmenter),  # type: ignore[arg-type]
+        Prompt(((0.0, 0.0),)),
+        PanOptions(),
+        whole=SimpleNamespace(frames=()),  # type: ignore[arg-type]
+    )
+    steps = iter(follower)
+    assert next(steps).done == 1
+    assert follower.correct(Clicks(((5.0, 5.0),), (1,))).done == 1
+    assert [step.done for step in steps] == [2, 3]
 
 
 # with the embedded weights ----------------------------------------------------------------------

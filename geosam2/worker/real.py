@@ -275,7 +275,7 @@ class RealFollower:
         while True:
             if self._panning is None:
                 yield Step(1, 0)
-            else:
+            if self._panning is not None:  # from the start, or since a correction meanwhile
                 for step in self._panning:
                     yield Step(step.done, step.open_borders)
             self._stale = False
