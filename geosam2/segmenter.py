@@ -545,7 +545,7 @@ def _batches(
 
 
 def _whole(logits: FloatArray, frame: EncodedFrame, said: FramePrompt) -> FloatArray:
-    """The mask without what does not hang together with a click, and without nodata."""
+    """The mask without what does not hang together with a click."""
     empty = np.zeros(logits.shape, np.float32)
     seeds = seeds_of(frame, empty, said)
     if not seeds.any():
