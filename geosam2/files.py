@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ _FORGOTTEN = 3600.0  # seconds after which a half-written file belongs to nobody
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; what is written there moves into place if nothing fails.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with whole(Path(folder) / "a") as partial:
     ...         _ = partial.write_text("all of it")
@@ -26,14 +26,14 @@ def whole(path: Path) -> Iterator[Path]:
     ['a']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-    os.close(handle)
+    # not by mkstemp, whose files nobody else may read: workers may run as other users
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        yield Path(name)
-        Path(name).replace(path)
+        yield partial
+        partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(name).unlink()
+            partial.unlink()
         raise
 
 
