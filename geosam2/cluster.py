@@ -380,3 +380,13 @@ def forget_results(job: Work) -> None:
     """Drop everything that was derived from parts; looking at frames is what takes the time."""
     for kind in ("settle", "draw", "join", "pieces"):
         shutil.rmtree(job.folder / kind, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete what runs leave in a folder, and the folder if nothing else is in it."""
+    for kind in ("find", "settle", "draw", "join", "pieces", "asked", "answered"):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+    for path in (*folder.glob("run.json"), *folder.glob("manifest.json"), *folder.glob(".*.part")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody keeps other things there
+        folder.rmdir()

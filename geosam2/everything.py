@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -410,8 +409,3 @@ def _noted(table: geopandas.GeoDataFrame, last: Progress | None) -> geopandas.Ge
         table.attrs["coverage"] = last.coverage
         table.attrs["left_out"] = list(last.failed)
     return table
-
-
-def remove(job: Job) -> None:
-    """Delete a run's folder."""
-    shutil.rmtree(job.folder, ignore_errors=True)

@@ -398,9 +398,11 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     inside_points(scene[1]).to_crs(4326).to_file(prompts)
     out = tmp_path / "prompted.gpkg"
     done = CliRunner().invoke(
-        command, [path, "-o", str(out), "--prompts", str(prompts)], catch_exceptions=False
+        command,
+        [path, "-o", str(out), "--prompts", str(prompts), "--folder", str(tmp_path)],
+        catch_exceptions=False,
     )
-    assert done.exit_code == 0
+    assert done.exit_code == 0  # and a folder with other things in it stays
     assert len(geopandas.read_file(out)) == len(geopandas.read_file(prompts))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "out.geojson", "prompted.gpkg", "prompts.geojson"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--block", type=int, default=8, show_default=True, help="Frames along a block.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --folder.")
-@click.option("--keep", is_flag=True, help="Keep the run's folder when done.")
+@click.option("--keep", is_flag=True, help="Keep what the run left in its folder.")
 @click.option("--dry-run", is_flag=True, help="Say frames, time and disk; do not run.")
 @click.option("--no-coverage", is_flag=True, help="Do not ask again where nothing was found.")
 @click.option("--no-judge", is_flag=True, help="Do not ask the memory where linking is in doubt.")
@@ -88,6 +87,7 @@ def command(
     Finished blocks are kept in --folder (by default the output's name with `.run`); after a crash
     or Ctrl-C the same command with --resume goes on from there.
     """
+    from geosam2.cluster import remove
     from geosam2.errors import ExportError
     from geosam2.everything import plan
     from geosam2.levels import level_for
@@ -108,7 +108,7 @@ def command(
         kept = folder or output.with_name(f"{output.name}.run")
         _prompted(scene, prompts, output, kept, overwrite, model=model, level=level, **where)
         if not keep:
-            shutil.rmtree(kept)
+            remove(kept)
         return
     coverage = () if no_coverage else None
     given = {
@@ -170,7 +170,8 @@ def _do(
     keep: bool,
     overwrite: bool,
 ) -> None:
-    from geosam2.everything import executor_for, remove, start, with_threads
+    from geosam2.cluster import remove
+    from geosam2.everything import executor_for, start, with_threads
 
     last: Progress | None = None
     with executor_for(job, workers=workers, scheduler=scheduler) as executor:
@@ -189,7 +190,7 @@ def _do(
         click.echo(f"try them again with --resume --overwrite --folder {job.folder}", err=True)
         raise click.exceptions.Exit(1)
     if not keep:
-        remove(job)
+        remove(job.folder)
 
 
 def _shown(steps: Iterator[Progress]) -> Iterator[Progress]:
