@@ -52,6 +52,18 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a frame is and where it has data: what is kept of many frames at a time."""
+
+    valid: NDArray[np.bool_]
+    """(H, W), True = data."""
+    geobox: GeoBox
+    """Its place on the map."""
+    window: Window
+    """Its place on the level's pixel lattice."""
+
+
+@dataclass(frozen=True)
 class EncodedFrame:
     """What is kept of a frame: enough to answer any prompt on it without its pixels."""
 
@@ -63,6 +75,11 @@ class EncodedFrame:
     """Its place on the map."""
     window: Window
     """Its place on the level's pixel lattice."""
+
+    @property
+    def place(self) -> Place:
+        """The frame without what the network made of it, some megabytes."""
+        return Place(self.valid, self.geobox, self.window)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geosam2 import regions, zoom
-from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder
+from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder, Place
 from geosam2.errors import LevelError, PromptError
 from geosam2.looking import GAP, LIMIT, seeds_of
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 
 SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click
-BATCH = 64  # objects that are decoded together on one frame
+BATCH = 64  # objects that are decoded together on one frame, or looked at through all zooms
 LAST_ANSWERS = 64  # remembered, so that one more click costs one more answer
 SHOWN = 12.0  # an answer is shown to the network with the next click, within +-SHOWN
 TOUCH = 2  # cells (8 px) at a frame's border: a mask there goes on beyond it
@@ -74,7 +74,7 @@ class FrameMask:
     """What was asked, in the scene's CRS."""
     index: FrameIndex
     """Frame of the level's grid."""
-    frame: EncodedFrame
+    frame: Place
     """Where the frame is."""
     level: Level
     """Resolution."""
@@ -226,10 +226,12 @@ class Segmenter:
     def _zoomed(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
         """Masks of each prompt at the zooms that show it best, best first; see `zoom`."""
         found = []
-        for prompt, looks in zip(prompts, self.looks(prompts), strict=True):
-            best = [looks[n] for n in zoom.distinct(looks)]
-            found.append(best or self._looks([prompt], self._coarsest())[0])
-            self._remember(prompt, found[-1][0])
+        for start in range(0, len(prompts), BATCH):
+            some = prompts[start : start + BATCH]
+            for prompt, looks in zip(some, self.looks(some), strict=True):
+                best = [looks[n] for n in zoom.distinct(looks)]
+                found.append(best or self._looks([prompt], self._coarsest())[0])
+                self._remember(prompt, found[-1][0])
         return found
 
     def looks(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
@@ -294,12 +296,12 @@ class Segmenter:
         found: list[list[FrameMask]] = [[] for _ in prompts]
         for window, some in members.items():
             frame = self.encoder(level, window)
-            overlap = min(self.overlap, window.height // 2)
+            overlap, place = min(self.overlap, window.height // 2), frame.place
             for numbers, said in _batches(prompts, some, before, frame, level):
                 for number, candidates in zip(numbers, self._decode(said, frame), strict=True):
                     index = grid.index_at(*prompts[number].anchor)
                     found[number] = [
-                        FrameMask(prompts[number], index, frame, level, *one, overlap=overlap)
+                        FrameMask(prompts[number], index, place, level, *one, overlap=overlap)
                         for one in candidates
                     ]
         return found

@@ -252,6 +252,20 @@ def test_a_near_click_and_a_further_click_encode_nothing_new(path: Path) -> None
     assert one.encoder.encoded == encoded
 
 
+def test_answers_of_many_prompts_hold_no_encoded_frames(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [Prompt((on_map(x, y),)) for x, y in ((300, 300), (420, 130), (150, 400))]
+    one = segmenter(path)
+    together = one.predict(prompts, level="auto")
+    for look in (*together, *one.looks(prompts[:1])[0]):
+        assert not hasattr(look.frame, "features")
+    monkeypatch.setattr("geosam2.segmenter.BATCH", 1)
+    for a, b in zip(together, segmenter(path).predict(prompts, level="auto"), strict=True):
+        assert a.level == b.level
+        np.testing.assert_array_equal(a.logits, b.logits)
+
+
 def test_one_more_click_costs_one_more_answer(path: Path) -> None:
     one = segmenter(path)
     calls: list[int] = []
