@@ -261,13 +261,15 @@ class Segmenter:
 
     def _before(self, prompt: Prompt) -> FrameMask | None:
         """The answer before the last click of a prompt: clicks are answered one after the other."""
-        if len(prompt.points) < 1 + (prompt.box is None and prompt.mask is None):
-            return None
-        if 1 not in prompt.labels[:-1] and prompt.box is None and prompt.mask is None:
-            return None  # begins with background: nothing could be answered before
-        earlier = replace(prompt, points=prompt.points[:-1], labels=prompt.labels[:-1])
-        known = self._answers.get(earlier)
-        return known if known is not None else self._zoomed([earlier])[0][0]
+        unknown = []
+        earlier = _without_last_click(prompt)
+        while earlier is not None and earlier not in self._answers:
+            unknown.append(earlier)
+            earlier = _without_last_click(earlier)
+        before = None if earlier is None else self._answers[earlier]
+        for one in reversed(unknown):  # the answer before each of them is remembered by then
+            before = self._zoomed([one])[0][0]
+        return before
 
     def _remember(self, prompt: Prompt, mask: FrameMask) -> None:
         self._answers[prompt] = mask
@@ -514,6 +516,14 @@ def level_from(scene: Scene, level: Any = "auto", gsd: float | None = None) -> A
             return one
     names = ", ".join(f"{one.index} ({one.label})" for one in scene.levels)
     raise LevelError(f"there is no level {level!r}: use auto or one of {names}")
+
+
+def _without_last_click(prompt: Prompt) -> Prompt | None:
+    """What was asked before the last click; None if nothing could be answered then."""
+    clicks_alone = prompt.box is None and prompt.mask is None
+    if not prompt.points or (clicks_alone and 1 not in prompt.labels[:-1]):
+        return None
+    return replace(prompt, points=prompt.points[:-1], labels=prompt.labels[:-1])
 
 
 def _load(model: str | SAM2) -> SAM2:

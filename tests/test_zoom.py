@@ -282,6 +282,18 @@ def test_one_more_click_costs_one_more_answer(path: Path) -> None:
     assert in_turn_calls <= len(zoom.ladder(one.scene)) * 3
 
 
+def test_hundreds_of_clicks_on_one_object_are_answered(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = segmenter(path)
+    single = one.looks([Prompt((on_map(303, 213),))])
+    monkeypatch.setattr(zoom, "windows", lambda scene, prompt, side: [])
+    monkeypatch.setattr(one, "_looks", lambda prompts, level: [single[0][:1]])
+    points = tuple(on_map(303 + n / 1000, 213) for n in range(400))
+    (found,) = one.predict(Prompt(points, (1,) * len(points)), level="auto")
+    assert found is single[0][0]
+
+
 def test_a_background_click_far_away_leaves_the_object_alone(path: Path) -> None:
     one = segmenter(path)
     on, off = on_map(200, 330), on_map(303, 213)
