@@ -271,6 +271,16 @@ def test_archives_that_are_cut_off_or_missing_say_so(
         cut.read(cut.geobox)
 
 
+def test_a_large_archive_on_a_server_without_ranges_is_told(
+    archive: tuple[Path, Server], service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, server = archive
+    monkeypatch.setattr("geosam2.sources.fetch._LARGEST", 20_000)
+    server.fault = lambda _: (200, path.read_bytes() + bytes(40_000))
+    with pytest.raises(SourceError, match="knows no range requests: download it first"):
+        open_scene(f"{server.url}/a.pmtiles", service=service)
+
+
 def test_vector_tiles_and_strange_files_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="vector tiles: pictures are needed"):
         open_scene(write_mbtiles(tmp_path / "v.mbtiles", folder, kind="pbf"))

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _WEEK = 7 * 86400.0
 _LARGEST = 16 * 2**20  # bytes of one tile
+_NO_RANGES = "Its server knows no range requests: download it first"
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Fetcher:
             for piece in answer.iter_bytes():
                 body += piece
                 if len(body) > _LARGEST:
-                    raise self._error(url, "more than 16 MiB", "Is this the URL of tiles?")
+                    remedy = _NO_RANGES if span else "Is this the URL of tiles?"
+                    raise self._error(url, "more than 16 MiB", remedy)
             return _Answer(answer.status_code, answer.headers, bytes(body))
 
     def _connection(self) -> httpx.Client:
