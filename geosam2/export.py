@@ -215,6 +215,24 @@ def format_of(path: str | Path) -> Format:
     return FORMATS[suffix]
 
 
+def check_output(path: Path, *, replaceable: bool, or_else: str = "choose another name") -> None:
+    """Refuse before hours of work what could not be written after them.
+
+    Args:
+        path: A vector file to be.
+        replaceable: It may be there already.
+        or_else: What else than to replace it can be done, for the message.
+
+    Raises:
+        ExportError: If the suffix is unknown, the folder is missing or the file is there.
+    """
+    format_of(path)
+    if path.exists() and not replaceable:
+        raise ExportError(f"{path} exists: replace it with --overwrite or {or_else}")
+    if not path.absolute().parent.is_dir():
+        raise ExportError(f"there is no folder {path.absolute().parent} to write {path.name} in")
+
+
 def _write(
     stored: geopandas.GeoDataFrame, path: Path, form: Format, layer: str, *, append: bool = False
 ) -> None:

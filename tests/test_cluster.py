@@ -185,17 +185,8 @@ def test_a_scheduler_that_does_not_answer_is_named(path, tmp_path):
         pass
 
 
-def test_a_dask_client_gives_what_this_process_gives(path, undisturbed):
-    import distributed
-
-    with distributed.Client(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address=":0",
-        set_as_default=False,
-    ) as client:
-        found = segment_everything(path, model=ColourOracle(), client=client, **CHOICES)
+def test_a_dask_client_gives_what_this_process_gives(path, undisturbed, dask_client):
+    found = segment_everything(path, model=ColourOracle(), client=dask_client, **CHOICES)
     assert same(found, undisturbed)
 
 

@@ -262,17 +262,8 @@ def test_many_points_give_one_polygon_each_in_their_order(scene, answered):
         assert shape.area == pytest.approx(area, rel=0.1)
 
 
-def test_prompts_on_a_dask_client_give_what_this_process_gives(scene, answered):
-    import distributed
-
-    with distributed.Client(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address=":0",
-        set_as_default=False,
-    ) as client:
-        found = segment_prompts(scene[0], answered[0], model=FullSize(), client=client)
+def test_prompts_on_a_dask_client_give_what_this_process_gives(scene, answered, dask_client):
+    found = segment_prompts(scene[0], answered[0], model=FullSize(), client=dask_client)
     assert found.drop(columns="geometry").equals(answered[1].drop(columns="geometry"))
     assert shapely.equals_exact(np.asarray(found.geometry), np.asarray(answered[1].geometry)).all()
 
@@ -394,6 +385,13 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.geojson"]
     with pytest.raises(GeoSAM2Error, match="--overwrite"):
         CliRunner().invoke(command, args, catch_exceptions=False)
+    for name, message in (("out.xyz", "no known format"), ("none/out.gpkg", "no folder")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "plan", None)  # it is refused before anything begins
+            with pytest.raises(GeoSAM2Error, match=message):
+                CliRunner().invoke(
+                    command, [path, "-o", str(tmp_path / name)], catch_exceptions=False
+                )
     prompts = tmp_path / "prompts.geojson"
     inside_points(scene[1]).to_crs(4326).to_file(prompts)
     out = tmp_path / "prompted.gpkg"

@@ -88,14 +88,14 @@ def command(
     or Ctrl-C the same command with --resume goes on from there.
     """
     from geosam2.cluster import remove
-    from geosam2.errors import ExportError
     from geosam2.everything import plan
+    from geosam2.export import check_output
     from geosam2.levels import level_for
 
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
-    if output is not None and output.exists() and not (overwrite or dry_run):
-        raise ExportError(f"{output} exists; replace it with --overwrite")
+    if output is not None:
+        check_output(output, replaceable=overwrite or dry_run)
     scene = scene_from(source, options)
     if gsd is not None:
         level = level_for(scene, gsd=gsd).index

@@ -132,21 +132,16 @@ class _Asked:
 
 
 def _check(asked: _Asked) -> None:
-    """What can be refused before anything heavy is imported."""
+    """What can be refused before anything is looked at."""
     if not (asked.points or asked.boxes or asked.prompts or asked.resume):
         raise click.UsageError("say what to segment: --point X,Y, --box L,B,R,T or --prompts FILE")
     if asked.resume and asked.output == "-" and not asked.state:
         raise click.UsageError("--resume needs the --output or the --state of the stopped run")
-    path = Path(asked.output)
-    if asked.output != "-" and not (asked.overwrite or asked.append or asked.resume):
-        from geosam2.errors import ExportError
+    if asked.output != "-":
+        from geosam2.export import check_output
 
-        if path.exists():
-            raise ExportError(f"{path} exists: replace it with --overwrite or add with --append")
-        if not path.absolute().parent.is_dir():
-            raise ExportError(
-                f"there is no folder {path.absolute().parent} to write {path.name} in"
-            )
+        replaceable = asked.overwrite or asked.append or asked.resume
+        check_output(Path(asked.output), replaceable=replaceable, or_else="add with --append")
 
 
 def _segmenter(asked: _Asked) -> Segmenter:
