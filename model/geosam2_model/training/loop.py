@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -343,9 +342,3 @@ def train(recipe: Recipe, pictures: Pictures | None = None) -> Path:
     if any(worker.exitcode for worker in workers):
         raise RuntimeError("a training process died; what went wrong is printed above.")
     return recipe.out / BEST
-
-
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a run's log.jsonl."""
-    for line in path.read_text().splitlines():
-        yield json.loads(line)
