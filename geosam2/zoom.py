@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,14 +100,13 @@ def enlarged(native: Level, factor: int) -> Level:
 def read(scene: Scene, level: Level, window: Window) -> Frame:
     """Pixels of a window of any step of the ladder; enlarged ones are bilinear.
 
+    Only pixels with data are mixed, as GDAL does: none grows darker beside nodata.
+
     Raises:
         SourceError: If the pixels cannot be read.
     """
     if level.index >= 0:
         return scene.read(level.geobox(window))
-    import torch
-    from torch.nn import functional as F
-
     from geosam2.scene import Frame
 
     factor = 2**-level.index
@@ -116,11 +115,22 @@ def read(scene: Scene, level: Level, window: Window) -> Frame:
     frame = scene.read(scene.levels[0].geobox(native))
     top, left = window.row - native.row * factor, window.col - native.col * factor
     rows, cols = slice(top, top + window.height), slice(left, left + window.width)
-    small = torch.from_numpy(frame.pixels).float()[None]
-    large = F.interpolate(small, scale_factor=float(factor), mode="bilinear")[0]
-    pixels = large[:, rows, cols].round().to(torch.uint8).numpy()
+    large = _bilinear(frame.pixels, factor)[:, rows, cols]
     valid = frame.valid.repeat(factor, 0).repeat(factor, 1)[rows, cols]
-    return Frame(pixels * valid, valid, level.geobox(window), level, (window.row, window.col))
+    if not valid.all():
+        share = _bilinear(frame.valid[None], factor)[:, rows, cols]
+        large = np.where(valid, large / np.maximum(share, 0.1), 0)  # where valid, 1/4 at least is
+    pixels = np.rint(large).astype(np.uint8)
+    return Frame(pixels, valid, level.geobox(window), level, (window.row, window.col))
+
+
+def _bilinear(values: NDArray[Any], factor: int) -> FloatArray:
+    """(C, H, W) enlarged."""
+    import torch
+    from torch.nn import functional as F
+
+    small = torch.from_numpy(values.astype(np.float32))[None]
+    return np.asarray(F.interpolate(small, scale_factor=float(factor), mode="bilinear")[0])
 
 
 # -- what is looked at
