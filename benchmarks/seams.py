@@ -1,7 +1,8 @@
-"""What following is worth at seams: memory, known logits, asking again, all of them, none.
+"""What following is worth at seams: memory, known logits, both of them, none.
 
-    python benchmarks/seams.py --quick
-    python benchmarks/seams.py --seeds 2 --sizes 4 12 --kinds lake road
+    python benchmarks/seams.py --quick                     # about 100 processor seconds
+    python benchmarks/seams.py                             # about 8 minutes
+    python benchmarks/seams.py --plan lake:12 road:4 dubai --keep rows.jsonl
 
 One click on an object of known outline that covers several frames, and ways to get it whole:
 
@@ -9,34 +10,41 @@ One click on an object of known outline that covers several frames, and ways to 
     memory   memory only
     known    known logits only
     frame    both, but memories placed as in a video, all in the same spot
-    once     both, but each frame is asked once and not until its mask stays the same
     merge    every frame by itself (a grid of points), then the best vector rule known: join masks
              whose intersection over the smaller is 0.15 if both are large, 0.5 if one is small,
              0.03 if they meet along most of the seam
     coarse   no following: one frame at the level where the whole object fits, then its outline
              refined at the finest level; what the others are to be compared with
+    once     both, but each frame is asked once and not until its mask stays the same
 
-The last line is JSON. `followed_iou_N`: mean IoU with the truth for objects of N frames;
-`split_rate`: share of found seam-crossing objects that came out in parts; `straight_edge`: share
-of outline along frame borders; `phase_iou`: IoU of two runs with frames half a frame apart;
-`swallowed`: share of the look-alike neighbour that was taken in; `of_coarse_N`: followed_iou_N
-as a share of what "coarse" reached.
+What a plan can name: lake:N, river:N, field:N, road:N, objects drawn so that they touch N frames
+(lake:N:S another drawing), lakes and fields with a look-alike beside them; dubai and pucallpa,
+large objects of labelled pictures, which need the folder `--data`; buildings, those of the example
+scene that cross a frame's border.
+
+The last line is JSON, for each variant: `followed_iou_N`: mean IoU with the truth for objects of N
+frames; `of_coarse_N`: the same as a share of what "coarse" reached; `split_rate`: share of found
+seam-crossing objects that came out in parts; `straight_edge`: share of outline along frame
+borders; `phase_iou`: IoU of two runs with frames half a frame apart; `swallowed`:
+share of the look-alike that was taken in. `real_` is for labelled pictures. Seconds are processor
+time without reading and encoding, so they mean the same on a machine that does other things too.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import geopandas
 import numpy as np
+import rasterio
 import shapely
 import torch
 from affine import Affine
@@ -49,7 +57,7 @@ from geosam2.masklet import PanOptions
 from geosam2.prompts import FramePrompt, Prompt, network_prompts
 from geosam2.propagate import Panning
 from geosam2.segmenter import Segmenter
-from geosam2.testing import SyntheticScene, synthetic_scene, write_geotiff
+from geosam2.testing import synthetic_scene, write_geotiff
 from geosam2.tiling import FrameGrid, FrameIndex
 from geosam2.vectorize import from_mosaic, polygons
 
@@ -58,11 +66,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "memory": {"use_known": False},
     "known": {"use_memory": False},
     "frame": {"positions": "frame"},
-    "once": {"rounds": 0},
     "merge": {},
     "coarse": {},
+    "once": {"rounds": 0},
 }
-SIZES = (1, 4, 12, 40)
+QUICK = ("lake:12", "road:4")
+FULL = (
+    *("lake:1", "field:1", "lake:4", "river:4", "field:4", "road:4"),
+    *("lake:12", "river:12", "field:12", "road:12", "lake:40", "dubai", "buildings"),
+)
 KINDS = {
     "lake": ("lake", "road", "field", "building", "wood"),
     "river": ("river", "field", "building", "wood"),
@@ -70,8 +82,15 @@ KINDS = {
     "road": ("road", "field", "building", "wood"),
 }
 """What is followed, and the clutter around it."""
+TWINS = ("lake", "field")
+DUBAI = (("tile5_003", 2), ("tile4_006", 43), ("tile4_004", 45), ("tile4_003", 49))
+"""Pictures and labelled objects of 4 to 9 frames: a creek, lagoons, a park."""
+PUCALLPA = (("1985", 1), ("2005", 1))
 FITS = 0.6  # of a frame: an object of that size is whole on the frame that holds its middle
 LARGE = 32 * 32  # pixels from which a mask counts as large in the vector rule
+LONGEST = 15.0, 2.0  # processor seconds, and more a frame, after which a variant is stopped
+
+clock = time.process_time
 
 
 @dataclass(frozen=True)
@@ -81,54 +100,88 @@ class Case:
     name: str
     path: Path
     """The scene."""
-    shifted: Path | None
-    """The same pixels with the frames half a frame elsewhere."""
     truth: shapely.Geometry
     """True outline in the scene's CRS."""
-    twin: shapely.Geometry | None
-    """A look-alike beside it."""
-    move: tuple[float, float]
-    """From the scene's coordinates to the shifted one's."""
     frames: int
-    """Frames that the object is drawn to touch."""
+    """Frames that the object touches; 0 for labelled pictures."""
+    shifted: Path | None = None
+    """The same pixels with the frames half a frame elsewhere."""
+    twin: shapely.Geometry | None = None
+    """A look-alike beside it."""
+    move: tuple[float, float] = (0.0, 0.0)
+    """From the scene's coordinates to the shifted one's."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
-    """What one variant found of one case."""
+    """What one variant found."""
 
-    case: Case
+    frames: list[FrameIndex]
+    """Frames of the finest level that were looked at."""
     outline: shapely.Geometry
-    shifted: shapely.Geometry | None
-    seams: shapely.Geometry
-    pixel: float
-    agreement: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    looks: int = 0
-    parts: int = 1
+    """In the scene's CRS."""
+    agreement: list[float]
+    """IoU of each frame with what was known in its overlap."""
+    whole: bool = True
+    """False if it took too long and was stopped."""
 
 
-def synthetic(
-    folder: Path, seeds: int, sizes: tuple[int, ...], kinds: tuple[str, ...]
-) -> Iterator[Case]:
-    """Lakes with islands, rivers, fields and roads among clutter, every other one with a twin."""
-    for frames, seed, kind in itertools.product(sizes, range(seeds), kinds):
-        twin = (seed + list(KINDS).index(kind)) % 2 == 0
-        made = synthetic_scene(seed, kinds=KINDS[kind], frames=frames, twin=twin)
-        yield _drawn(folder, f"{kind}-{frames}-{seed}", made, frames)
+# -- cases
 
 
-def _drawn(folder: Path, name: str, made: SyntheticScene, frames: int) -> Case:
-    path = write_geotiff(folder / f"{name}.tif", made.pixels, made.geobox)
+def cases(folder: Path, plan: Iterable[str], data: Path) -> Iterator[Case]:
+    """The objects of a plan, drawn or read one after the other."""
+    for entry in plan:
+        name, *numbers = entry.split(":")
+        if name in KINDS:
+            yield drawn(folder, entry, name, *map(int, numbers))
+        elif name == "buildings":
+            yield from buildings(8)
+        elif name == "dubai":
+            yield from (dubai(folder, data, *one) for one in DUBAI)
+        else:
+            yield from (pucallpa(data, *one) for one in PUCALLPA)
+
+
+def drawn(folder: Path, name: str, kind: str, frames: int, seed: int = 0) -> Case:
+    """A synthetic scene around an object, and the same with frames elsewhere."""
+    made = synthetic_scene(seed, kinds=KINDS[kind], frames=frames, twin=kind in TWINS)
+    path = write_geotiff(folder / "drawn.tif", made.pixels, made.geobox)
     a = made.geobox.affine
-    dx, dy = 192 * a.a, 192 * a.e
-    moved = Affine(a.a, 0, a.c + dx, 0, a.e, a.f + dy)
-    other = GeoBox(made.geobox.shape, moved, made.geobox.crs)
-    shifted = write_geotiff(folder / f"{name}-shifted.tif", made.pixels, other)
-    main = made.truth[made.truth.main].geometry.iloc[0]
-    twins = made.truth[made.truth.twin].geometry
-    twin = twins.union_all() if len(twins) else None
-    return Case(name, path, shifted, main, twin, (dx, dy), frames)
+    move = 192 * a.a, 192 * a.e
+    affine = Affine(a.a, 0, a.c + move[0], 0, a.e, a.f + move[1])
+    there = GeoBox(made.geobox.shape, affine, made.geobox.crs)
+    shifted = write_geotiff(folder / "shifted.tif", made.pixels, there)
+    truth = made.truth
+    twins = truth[truth.twin].geometry
+    beside = twins.union_all() if len(twins) else None
+    return Case(name, path, truth[truth.main].geometry.iloc[0], frames, shifted, beside, move)
+
+
+def dubai(folder: Path, data: Path, picture: str, number: int) -> Case:
+    """A labelled object of a picture without a place on earth, taken for one in UTM."""
+    source = data / "dubai_hitl"
+    with rasterio.open(source / "images" / f"{picture}.jpg") as file:
+        pixels = file.read()
+    with rasterio.open(source / "instances" / f"{picture}.tif") as file:
+        labels = file.read(1)
+    geobox = GeoBox(labels.shape, Affine(0.5, 0, 499_968, 0, -0.5, 2_800_128), "EPSG:32640")
+    path = write_geotiff(folder / f"{picture}.tif", pixels, geobox)
+    return Case(f"{picture}-{number}", path, outline_of_label(labels == number, geobox.affine), 0)
+
+
+def pucallpa(data: Path, year: str, number: int) -> Case:
+    """A river as a threshold on two infrared bands drew it: labels that no person made."""
+    source = data / "ts_landsat_pucallpa"
+    with rasterio.open(source / "instances_derived" / f"{year}.tif") as file:
+        truth = outline_of_label(file.read(1) == number, file.transform)
+    return Case(f"pucallpa-{year}", source / "images" / f"{year}.tif", truth, 0)
+
+
+def outline_of_label(mask: np.ndarray, affine: Affine) -> shapely.Geometry:
+    """Pixel edges, so that nothing is lost of narrow parts."""
+    shapes = rasterio.features.shapes(mask.astype(np.uint8), mask=mask, transform=affine)
+    return shapely.union_all([shapely.geometry.shape(shape) for shape, _ in shapes])
 
 
 def buildings(count: int) -> Iterator[Case]:
@@ -140,8 +193,7 @@ def buildings(count: int) -> Iterator[Case]:
     lines = quality.seam_lines([grid.bounds(index) for index in grid])
     crossing = truth[truth.intersects(lines) & (truth.area > 60)]
     for row in crossing.sample(min(count, len(crossing)), random_state=0).itertuples():
-        yield Case(f"building-{row.osm_id}", folder / "banepa.tif", None, row.geometry, None,
-                   (0, 0), 1)  # fmt: skip
+        yield Case(f"building-{row.osm_id}", folder / "banepa.tif", row.geometry, 0)
 
 
 def click_on(shape: shapely.Geometry) -> tuple[float, float]:
@@ -151,63 +203,93 @@ def click_on(shape: shapely.Geometry) -> tuple[float, float]:
     return float(x), float(y)
 
 
+# -- ways to the whole object
+
+
+@dataclass
+class TimedEncoder(FrameEncoder):
+    """Says what reading and encoding took, which the first variant would pay for all others."""
+
+    seconds: float = 0.0
+    """Of the processor."""
+
+    def _encode(self, level: Any, window: Any) -> Any:
+        started = clock()
+        tensors = super()._encode(level, window)
+        self.seconds += clock() - started
+        return tensors
+
+
 class Encoders:
-    """One encoder a scene, so that variants share what was encoded."""
+    """One encoder a scene, so that all variants share what was encoded."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.known: dict[Path, FrameEncoder] = {}
+        self.path: Path | None = None
 
-    def __getitem__(self, path: Path) -> FrameEncoder:
-        if path not in self.known:
-            self.known.clear()
-            cache = EmbeddingCache(folder=None, memory_bytes=3 * 2**30)
-            self.known[path] = FrameEncoder(geosam2.open_scene(path), self.model, cache)
-        return self.known[path]
+    def __getitem__(self, path: Path) -> TimedEncoder:
+        if path != self.path:
+            cache = EmbeddingCache(folder=None, memory_bytes=2**30)
+            self.path = path
+            self.encoder = TimedEncoder(geosam2.open_scene(path), self.model, cache)
+        return self.encoder
+
+
+def found_by(variant: str, encoder: FrameEncoder, point: tuple[float, float], case: Case) -> Found:
+    """One variant on one scene."""
+    most = 2 * case.frames + 4 if case.frames else 24
+    until = clock() + LONGEST[0] + LONGEST[1] * (case.frames or 12)
+    if variant == "coarse":
+        left, bottom, right, top = case.truth.bounds
+        return coarse_first(encoder, point, max(right - left, top - bottom), until)
+    if variant == "merge":
+        return merged(encoder, point, most, until)
+    return followed(encoder, point, most, VARIANTS[variant], until)
 
 
 def followed(
-    encoder: FrameEncoder, point: tuple[float, float], max_frames: int, options: dict[str, Any]
-) -> tuple[Panning, shapely.Geometry]:
+    encoder: FrameEncoder,
+    point: tuple[float, float],
+    most: int,
+    options: dict[str, Any],
+    until: float,
+) -> Found:
     """The object by panning."""
-    run = Panning(
-        encoder, None, Prompt((point,)), options=PanOptions(max_frames=max_frames, **options)
-    )
-    list(run)
-    return run, from_mosaic(run.mosaic)
+    run = Panning(encoder, None, Prompt((point,)), options=PanOptions(max_frames=most, **options))
+    while not run.finished and clock() < until:
+        run.step()
+    reports = run.masklet.frames
+    agreement = [report.agreement for report in reports if report.agreement == report.agreement]
+    indexes = [report.index for report in reports]
+    return Found(indexes, from_mosaic(run.mosaic), agreement, run.finished)
 
 
-def merged(
-    encoder: FrameEncoder, point: tuple[float, float], max_frames: int
-) -> tuple[list[FrameIndex], shapely.Geometry]:
+def merged(encoder: FrameEncoder, point: tuple[float, float], most: int, until: float) -> Found:
     """The object from frames that know nothing of each other, joined by the vector rule."""
-    size = encoder.model.config.image_size
-    grid = FrameGrid.of(encoder.scene, 0, frame_size=size, overlap=size // 4)
+    grid = grid_of(encoder)
     start = grid.index_at(*point)
-    pixel = grid.level.cell_size
-    masks = {start: frame_masks(encoder, grid, start, point)[:1]}
-    todo, whole = [start], masks[start][0] if masks[start] else shapely.Polygon()
-    while todo and len(masks) < max_frames:
+    first = frame_masks(encoder, grid, start, point)[:1]
+    todo, seen, whole = [start], [start], first[0] if first else shapely.Polygon()
+    while todo and len(seen) < most and clock() < until:
         for beside in grid.neighbours(todo.pop(0)):
-            if beside in masks or len(masks) >= max_frames:
+            if beside in seen or not shapely.box(*grid.bounds(beside)).intersects(whole):
                 continue
-            if not shapely.box(*grid.bounds(beside)).intersects(whole):
-                continue
-            masks[beside] = frame_masks(encoder, grid, beside, None)
-            joined = [m for m in masks[beside] if joins(whole, m, grid, beside, pixel)]
+            seen.append(beside)
+            masks = frame_masks(encoder, grid, beside, None)
+            joined = [mask for mask in masks if joins(whole, mask, grid, beside)]
             if joined:
                 whole = shapely.union_all([whole, *joined])
                 todo.append(beside)
-    return list(masks), whole
+    return Found(seen, whole, [], not todo)
 
 
 def frame_masks(
     encoder: FrameEncoder, grid: FrameGrid, index: FrameIndex, point: tuple[float, float] | None
 ) -> list[shapely.Geometry]:
-    """Masks of a frame for a click, or for a grid of 8 x 8 clicks without near-duplicates."""
+    """Masks of a frame for a click, or for a grid of 6 x 6 clicks without near-duplicates."""
     frame = encoder(grid.level, grid.window(index))
     left, bottom, right, top = grid.bounds(index)
-    steps = (np.arange(8) + 0.5) / 8
+    steps = (np.arange(6) + 0.5) / 6
     clicks = [
         (left + (right - left) * x, bottom + (top - bottom) * y) for y in steps for x in steps
     ]
@@ -226,11 +308,7 @@ def frame_masks(
 
 
 def joins(
-    whole: shapely.Geometry,
-    mask: shapely.Geometry,
-    grid: FrameGrid,
-    index: FrameIndex,
-    pixel: float,
+    whole: shapely.Geometry, mask: shapely.Geometry, grid: FrameGrid, index: FrameIndex
 ) -> bool:
     """The vector rule: are two masks of neighbouring frames one object?"""
     here = shapely.box(*grid.bounds(index))
@@ -239,200 +317,244 @@ def joins(
     if common.is_empty or part.area == 0:
         return False
     share = common.area / min(part.area, mask.area)
-    small = min(part.area, mask.area) < LARGE * pixel**2
+    small = min(part.area, mask.area) < LARGE * grid.level.cell_size**2
     if share >= (0.5 if small else 0.15):
         return True
-    seam = here.boundary
-    spans = [shape.intersection(seam).length for shape in (part, mask)]
-    return share >= 0.03 and min(spans) > 0.5 * max(spans) > 0
+    spans = [shape.intersection(here.boundary).length for shape in (part, mask)]
+    return bool(share >= 0.03 and min(spans) > 0.5 * max(spans) > 0)
 
 
-def coarse_first(encoder: FrameEncoder, point: tuple[float, float], size: float) -> tuple[
-    list[FrameIndex], shapely.Geometry
-]:  # fmt: skip
+def coarse_first(
+    encoder: FrameEncoder, point: tuple[float, float], size: float, until: float
+) -> Found:
     """The object from one frame of the level where it fits, refined at the finest level."""
     side = encoder.model.config.image_size * FITS
     levels = encoder.scene.levels
     level = next((one for one in levels if size / one.cell_size <= side), levels[-1])
     segmenter = Segmenter(encoder.scene, encoder.model, cache=encoder.cache)
     masklet = segmenter.predict(Prompt((point,)), level=level)[0].masklet
+    frames: list[FrameIndex] = []
     for run in segmenter.refinements(masklet, max_frames=1000):
-        list(run)
-        masklet = run.masklet
-    return [report.index for report in masklet.frames[1:]], from_mosaic(masklet.mosaic)
+        steps = iter(run)
+        while clock() < until and next(steps, None):
+            pass
+        masklet, frames = run.masklet, [report.index for report in run.reports]
+    return Found(frames, from_mosaic(masklet.mosaic), [], clock() < until)
 
 
-def outline_of(
-    variant: str, encoder: FrameEncoder, point: tuple[float, float], case: Case, max_frames: int
-) -> tuple[list[FrameIndex], shapely.Geometry, list[float]]:
-    """Frames of the finest level, outline and agreements of one variant."""
-    if variant == "coarse":
-        left, bottom, right, top = case.truth.bounds
-        return *coarse_first(encoder, point, max(right - left, top - bottom)), []
-    if variant == "merge":
-        return *merged(encoder, point, max_frames), []
-    run, outline = followed(encoder, point, max_frames, VARIANTS[variant])
-    reports = run.masklet.frames
-    agreements = [r.agreement for r in reports if r.agreement == r.agreement]
-    return [report.index for report in reports], outline, agreements
-
-
-def run_case(variant: str, case: Case, encoders: Encoders, max_frames: int) -> Found:
-    """One variant on one case."""
-    encoder = encoders[case.path]
-    started = time.perf_counter()
-    frames, outline, agreement = outline_of(
-        variant, encoder, click_on(case.truth), case, max_frames
-    )
-    seconds = time.perf_counter() - started
+def grid_of(encoder: FrameEncoder) -> FrameGrid:
+    """Frames of the finest level."""
     size = encoder.model.config.image_size
-    grid = FrameGrid.of(encoder.scene, 0, frame_size=size, overlap=size // 4)
-    seams = quality.seam_lines([grid.bounds(index) for index in frames])
-    found = Found(case, outline, None, seams, grid.level.cell_size, agreement, seconds, len(frames))
-    found.parts = len(shapely.get_parts(outline)) if not outline.is_empty else 0
-    return found
+    return FrameGrid.of(encoder.scene, 0, frame_size=size, overlap=size // 4)
 
 
-def shifted_outline(variant: str, case: Case, encoders: Encoders, max_frames: int) -> Any:
-    """The same object with frames half a frame elsewhere, moved back."""
-    assert case.shifted is not None
+# -- figures
+
+
+def measured(
+    variant: str, case: Case, encoders: Encoders, pictures: Path | None
+) -> tuple[dict[str, Any], shapely.Geometry]:
+    """A row of figures of one variant on one case, and the outline."""
+    encoder = encoders[case.path]
+    started, encoding = clock(), encoder.seconds
+    found = found_by(variant, encoder, click_on(case.truth), case)
+    seconds = clock() - started - (encoder.seconds - encoding)
+    grid = grid_of(encoder)
+    seams = quality.seam_lines([grid.bounds(index) for index in found.frames])
+    row = {
+        "case": case.name,
+        "frames": case.frames,
+        "variant": variant,
+        "iou": quality.polygon_iou(found.outline, case.truth),
+        "looks": len(found.frames),
+        "split": split(found, case) if len(found.frames) > 1 else None,
+        "straight_edge": quality.straight_edge(
+            np.array([found.outline], object), seams, grid.level.cell_size
+        ),
+        "agreement": float(np.mean(found.agreement)) if found.agreement else None,
+        "swallowed": None,
+        "phase_iou": None,
+        "seconds": seconds,
+        "whole": found.whole,
+    }
+    if case.twin is not None:
+        row["swallowed"] = found.outline.intersection(case.twin).area / case.twin.area
+    if pictures is not None:
+        drawing(case, variant, found, pictures)
+    return row, found.outline
+
+
+def split(found: Found, case: Case) -> float:
+    """1 if the parts of the result that lie on the object are more than one."""
+    parts = shapely.get_parts(found.outline)
+    on_it = [p for p in parts if p.intersection(case.truth).area > 0.1 * case.truth.area]
+    return float(len(on_it) > 1)
+
+
+def phase_iou(
+    variant: str, case: Case, encoders: Encoders, outline: shapely.Geometry
+) -> float | None:
+    """IoU with the same object found by frames that lie half a frame elsewhere."""
+    if case.shifted is None:
+        return None
     dx, dy = case.move
     x, y = click_on(case.truth)
-    encoder = encoders[case.shifted]
-    _, outline, _ = outline_of(variant, encoder, (x + dx, y + dy), case, max_frames)
-    return shapely.transform(outline, lambda p: p - [dx, dy])
+    other = found_by(variant, encoders[case.shifted], (x + dx, y + dy), case).outline
+    return quality.polygon_iou(outline, shapely.transform(other, lambda p: p - [dx, dy]))
 
 
-def figures(results: list[Found]) -> dict[str, float]:
-    """Means over the cases of one variant."""
-    ious = {n: [] for n in sorted({r.case.frames for r in results})}
-    for result in results:
-        ious[result.case.frames].append(quality.polygon_iou(result.outline, result.case.truth))
-    found = {f"followed_iou_{n}": float(np.mean(values)) for n, values in ious.items()}
-    outlines = np.array([r.outline for r in results], dtype=object)
-    long = [r for r in results if r.looks > 1]
-    found["split_rate"] = float(np.mean([split(r) for r in long])) if long else float("nan")
-    agreements = [value for r in results for value in r.agreement]
-    found["overlap_agreement"] = float(np.mean(agreements)) if agreements else float("nan")
-    straight = [
-        quality.straight_edge(outlines[k : k + 1], r.seams, r.pixel) for k, r in enumerate(results)
-    ]
-    found["straight_edge"] = float(np.mean(straight))
-    phases = [quality.polygon_iou(r.outline, r.shifted) for r in results if r.shifted is not None]
-    found["phase_iou"] = float(np.mean(phases)) if phases else float("nan")
-    twins = [
-        r.outline.intersection(r.case.twin).area / r.case.twin.area
-        for r in results
-        if r.case.twin is not None
-    ]
-    found["swallowed"] = float(np.mean(twins)) if twins else float("nan")
-    found["seconds_per_frame"] = sum(r.seconds for r in results) / max(
-        sum(r.looks for r in results), 1
+def drawing(case: Case, variant: str, found: Found, folder: Path) -> None:
+    """The outline and the true one over the scene."""
+    from geosam2 import viz
+
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = geosam2.open_scene(case.path)
+    shapes = geopandas.GeoDataFrame(
+        {"id": [variant, "truth"]}, geometry=[found.outline, case.truth], crs=scene.crs
     )
+    viz.save_preview(scene, shapes, folder / f"{case.name}-{variant}.png")
+
+
+def table_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Means over the cases of each variant."""
+    by_variant: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_variant[row["variant"]].append(row)
+    table = {name: means(some) for name, some in by_variant.items()}
+    coarse = table.get("coarse", {})
+    for key in [key for key in coarse if "followed_iou" in key and coarse[key]]:
+        for found in table.values():
+            if found.get(key) is not None:
+                found[key.replace("followed_iou", "of_coarse")] = found[key] / coarse[key]
+    return table
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Figures of one variant."""
+    synthetic, real = ([r for r in rows if bool(r["frames"]) == kind] for kind in (True, False))
+    found: dict[str, float | None] = {}
+    for frames in sorted({row["frames"] for row in synthetic}):
+        some = [row for row in synthetic if row["frames"] == frames]
+        found[f"followed_iou_{frames}"] = mean(some, "iou")
+    for start, some in (("", synthetic), ("real_", real)):
+        if some:
+            found |= {f"{start}followed_iou": mean(some, "iou")} if start else {}
+            names = {"split": "split_rate", "agreement": "overlap_agreement"}
+            for key in ("split", "straight_edge", "agreement", "phase_iou", "swallowed"):
+                found[start + names.get(key, key)] = mean(some, key)
+            found[f"{start}seconds_per_frame"] = sum(r["seconds"] for r in some) / max(
+                sum(r["looks"] for r in some), 1
+            )
     return found
 
 
-def split(result: Found) -> float:
-    """1 if the parts of the result that lie on the object are more than one."""
-    parts = shapely.get_parts(result.outline)
-    on_it = [
-        p for p in parts if p.intersection(result.case.truth).area > 0.1 * result.case.truth.area
-    ]
-    return float(len(on_it) > 1)
+def mean(rows: list[dict[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return float(np.mean(values)) if values else None
 
 
 def main() -> None:
     """Run and print; the last line is JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="a lake and a road of 4 frames, three buildings"
-    )
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--buildings", type=int, default=20, help="real ones that cross a seam")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--no-phase", action="store_true", help="leave the shifted runs out")
-    parser.add_argument("--pictures", type=Path, help="folder for a picture of each result")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.seeds, asked.sizes, asked.kinds, asked.buildings = 1, [4], ["lake", "road"], 3
+    asked = arguments()
     import geosam2_model
 
     model = geosam2_model.load(asked.model)
     print(f"model {model.name} {model.fingerprint[:12]}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads")  # fmt: skip
-    results: dict[str, list[Found]] = {name: [] for name in asked.variants}
-    real: dict[str, list[Found]] = {name: [] for name in asked.variants}
-    encoders = Encoders(model)
+    rows = kept_rows(asked.keep, model.fingerprint)
+    for row in rows:
+        show(row)
+    done = {(row["case"], row["variant"]) for row in rows}
+    plan = [one for one in asked.plan if {(one, name) for name in asked.variants} - done]
     with TemporaryDirectory() as folder:
-        for case in _cases(Path(folder), asked):
-            limit = 2 * case.frames + 4
-            for name in asked.variants:
-                results[name].append(run_case(name, case, encoders, limit))
-            for name in () if asked.no_phase else asked.variants:
-                results[name][-1].shifted = shifted_outline(name, case, encoders, limit)
-            _show(case, {name: results[name][-1] for name in asked.variants}, asked.pictures)
-        for case in buildings(asked.buildings):
-            for name in asked.variants:
-                real[name].append(run_case(name, case, encoders, 6))
-    table = {name: figures(found) for name, found in results.items()}
-    if asked.buildings:
-        for name, found in real.items():
-            table[name] |= {f"real_{k}": v for k, v in figures(found).items() if v == v}
-    _compare(table)
-    _print(table)
-    flat = {**table[asked.variants[0]], **table, "model": model.fingerprint[:12]}
-    print(json.dumps(_rounded(flat)))
+        for case in cases(Path(folder), plan, asked.data):
+            todo = [name for name in asked.variants if (case.name, name) not in done]
+            for row in case_rows(case, todo, Encoders(model), asked):
+                rows.append(row)
+                show(row)
+                keep(asked.keep, model.fingerprint, row)
+    table = table_of(rows)
+    show_table(table)
+    first = table.get(asked.variants[0], {})
+    print(json.dumps(rounded({**first, **table, "model": model.fingerprint[:12]})))
 
 
-def _cases(folder: Path, asked: argparse.Namespace) -> Iterator[Case]:
-    return synthetic(folder, asked.seeds, tuple(asked.sizes), tuple(asked.kinds))
+def arguments() -> argparse.Namespace:
+    """What was asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help=f"the plan {' '.join(QUICK)}")
+    parser.add_argument("--plan", nargs="+", default=FULL, metavar="CASE", help="see above")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:-1])
+    parser.add_argument("--phase", nargs="*", choices=VARIANTS, default=["both"],
+                        help="variants that are run on shifted frames, too")  # fmt: skip
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--pictures", type=Path, help="folder for a picture of each result")
+    parser.add_argument("--keep", type=Path, help="file of finished rows, to go on with")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.plan = QUICK
+    if not asked.data.is_dir():
+        print(f"there is no folder {asked.data}: without labelled pictures")
+        asked.plan = [entry for entry in asked.plan if entry not in ("dubai", "pucallpa")]
+    return asked
 
 
-def _compare(table: dict[str, dict[str, float]]) -> None:
-    """Add what each variant reached of what the coarse level gave."""
-    coarse = table.get("coarse", {})
-    for key in [key for key in coarse if key.startswith("followed_iou")]:
-        for row in table.values():
-            row[key.replace("followed_iou", "of_coarse")] = row[key] / max(coarse[key], 1e-6)
+def case_rows(
+    case: Case, variants: list[str], encoders: Encoders, asked: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Rows as they come; variants that are also run on shifted frames come last."""
+    later = []
+    for variant in variants:
+        row, outline = measured(variant, case, encoders, asked.pictures)
+        if variant in asked.phase:
+            later.append((row, outline))
+        else:
+            yield row
+    for row, outline in later:
+        row["phase_iou"] = phase_iou(row["variant"], case, encoders, outline)
+        yield row
 
 
-def _show(case: Case, found: dict[str, Found], pictures: Path | None) -> None:
-    for name, one in found.items():
-        iou = quality.polygon_iou(one.outline, case.truth)
-        phase = float("nan")
-        if one.shifted is not None:
-            phase = quality.polygon_iou(one.outline, one.shifted)
-        print(f"{case.name:<16} {name:<8} iou {iou:.3f} phase {phase:.3f} frames {one.looks:>3} "
-              f"parts {one.parts} {one.seconds:6.1f} s", flush=True)  # fmt: skip
-        if pictures is not None:
-            from geosam2 import viz
-
-            pictures.mkdir(parents=True, exist_ok=True)
-            scene = geosam2.open_scene(case.path)
-            shapes = geopandas.GeoDataFrame(
-                {"id": [name, "truth"]}, geometry=[one.outline, case.truth], crs=scene.crs
-            )
-            viz.save_preview(scene, shapes, pictures / f"{case.name}-{name}.png")
+def kept_rows(path: Path | None, fingerprint: str) -> list[dict[str, Any]]:
+    """Rows of an earlier run with the same weights."""
+    if path is None or not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if row["model"] == fingerprint]
 
 
-def _print(table: dict[str, dict[str, float]]) -> None:
-    keys = list(next(iter(table.values())))
+def keep(path: Path | None, fingerprint: str, row: dict[str, Any]) -> None:
+    """Append a row."""
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "model": fingerprint}) + "\n")
+
+
+def show(row: dict[str, Any]) -> None:
+    """A line as soon as it is known."""
+    extra = [f"{name} {row[name]:.3f}" for name in ("phase_iou", "swallowed") if row[name]]
+    extra += [] if row["whole"] else ["stopped"]
+    print(f"{row['case']:<18} {row['variant']:<7} iou {row['iou']:.3f}  looks {row['looks']:>3}  "
+          f"straight {row['straight_edge']:.4f} {row['seconds']:6.1f} s  {'  '.join(extra)}",
+          flush=True)  # fmt: skip
+
+
+def show_table(table: dict[str, dict[str, float | None]]) -> None:
+    """Variants side by side."""
+    keys = dict.fromkeys(key for row in table.values() for key in row)
     print(f"{'':<24}" + "".join(f"{name:>9}" for name in table))
     for key in keys:
-        print(
-            f"{key:<24}" + "".join(f"{row.get(key, float('nan')):>9.3f}" for row in table.values())
-        )
+        values = [row.get(key) for row in table.values()]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        print(f"{key:<24}" + "".join(f"{cell:>9}" for cell in cells))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Four digits are enough."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, float):
-        return round(value, 4) if value == value else None
-    return value
+        return {key: rounded(one) for key, one in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
