@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,8 @@ import platformdirs
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from geosam2_model.config import VARIANTS, ModelConfig
 from geosam2_model.errors import CheckpointError
@@ -333,7 +334,7 @@ def detect(state: dict[str, Tensor], path: Path) -> ModelConfig:
 
 
 def _fit(config: ModelConfig, state: dict[str, Tensor], path: Path) -> SAM2:
-    with torch.device("meta"):  # no time is spent on numbers that are replaced at once
+    with _Unfilled():
         model = SAM2(config)
     wanted = model.state_dict()
     problems = {
@@ -350,6 +351,25 @@ def _fit(config: ModelConfig, state: dict[str, Tensor], path: Path) -> SAM2:
         raise CheckpointError(f"{path} does not fit {config.name}. {named}.")
     model.load_state_dict(state, assign=True)
     return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Nobody draws numbers for weights that are replaced at once: layers get memory alone.
+
+    The device "meta" would do as well, but there PyTorch imports its compiler, for over a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _some(keys: list[str], limit: int = 8) -> str:

@@ -6,6 +6,8 @@ import hashlib
 import os
 import pickle
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -298,3 +300,14 @@ def test_the_embedded_network_stays_in_float32(
     assert load(tmp_path / "plain.safetensors", device="cpu").dtype == torch.bfloat16
     assert load("nano", device="cpu").dtype == torch.float32
     assert load("nano", device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_loading_draws_no_numbers_and_leaves_the_compiler_alone(toy: SAM2, tmp_path: Path) -> None:
+    save(toy, tmp_path / "toy.safetensors")
+    code = (
+        "import sys; from geosam2_model import load, checkpoints; "
+        "checkpoints.nn.init._no_grad_uniform_ = None; "  # would fail if a layer were filled
+        f"load({str(tmp_path / 'toy.safetensors')!r}); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
