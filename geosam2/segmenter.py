@@ -266,13 +266,18 @@ class Segmenter:
         while earlier is not None and earlier not in self._answers:
             unknown.append(earlier)
             earlier = _without_last_click(earlier)
-        before = None if earlier is None else self._answers[earlier]
+        before = None if earlier is None else self._recalled(earlier)
         for one in reversed(unknown):  # the answer before each of them is remembered by then
             before = self._zoomed([one])[0][0]
         return before
 
+    def _recalled(self, prompt: Prompt) -> FrameMask:
+        self._answers.move_to_end(prompt)
+        return self._answers[prompt]
+
     def _remember(self, prompt: Prompt, mask: FrameMask) -> None:
         self._answers[prompt] = mask
+        self._answers.move_to_end(prompt)
         while len(self._answers) > LAST_ANSWERS:
             self._answers.popitem(last=False)
 

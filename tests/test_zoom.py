@@ -110,6 +110,28 @@ def test_enlarged_windows_beyond_the_scene_are_not_valid(path: Path) -> None:
     assert not frame.pixels[:, :8].any()
 
 
+def test_enlarged_pixels_beside_nodata_are_no_darker(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(90, 110, (3, 96, 96)).astype(np.uint8)
+    pixels[:, 40:60, 30:] = 0
+    affine = Affine(CELL, 0, LEFT, 0, -CELL, TOP)
+    geobox = GeoBox((96, 96), affine, "EPSG:32633")
+    path = write_geotiff(tmp_path / "holes.tif", pixels, geobox, overviews=False, nodata=0)
+    scene = geosam2.open_scene(path, stretch="none")
+    native = scene.levels[0].extent
+    for factor in (2, 4):
+        level = zoom.enlarged(scene.levels[0], factor)
+        frame = zoom.read(scene, level, Window(*(side * factor for side in native)))
+        assert frame.valid.sum() == (96 * 96 - 20 * 66) * factor**2
+        assert frame.pixels[:, frame.valid].min() >= 90  # at the hole and at the scene's edge
+        assert not frame.pixels[:, ~frame.valid].any()
+        with rasterio.open(path) as file:
+            out_shape = (3, 96 * factor, 96 * factor)
+            theirs = file.read(out_shape=out_shape, resampling=Resampling.bilinear)
+        inside = frame.valid & (theirs > 0).all(0)
+        # at corners of holes GDAL weighs rows after columns, we all four pixels at once
+        assert np.abs(frame.pixels.astype(int) - theirs)[:, inside].max() <= 3
+
+
 def test_the_ladder_goes_from_enlarged_to_coarse(path: Path) -> None:
     levels = zoom.ladder(geosam2.open_scene(path))
     assert [level.label for level in levels] == ["x8", "x4", "x2", "native", "1/2"]
@@ -280,6 +302,22 @@ def test_one_more_click_costs_one_more_answer(path: Path) -> None:
     (at_once,) = fresh.predict(Prompt(points, (1, 0, 0)), level="auto")
     assert np.array_equal(in_turn.logits, at_once.logits)
     assert in_turn_calls <= len(zoom.ladder(one.scene)) * 3
+
+
+def test_the_answer_that_was_used_last_is_forgotten_last(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geosam2.segmenter.LAST_ANSWERS", 2)
+    one = segmenter(path)
+    asked: list[Prompt] = []
+    looks = one.looks
+    monkeypatch.setattr(one, "looks", lambda prompts: asked.extend(prompts) or looks(prompts))
+    on, off = on_map(303, 213), on_map(320, 200)
+    first, other = Prompt((on,)), Prompt((on_map(200, 330),))
+    for prompt in (first, other, Prompt((on, off), (1, 0)), Prompt((on, on_map(290, 230)), (1, 0))):
+        one.predict(prompt, level="auto")
+    times = sum(prompt.points == first.points for prompt in asked)
+    assert times == 1  # kept over the other, which nobody came back to
 
 
 def test_hundreds_of_clicks_on_one_object_are_answered(
