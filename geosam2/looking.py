@@ -146,12 +146,13 @@ class Look:
 def cut_down(logits: FloatArray, seeds: BoolArray) -> FloatArray:
     """Logits of what hangs together with the seeds.
 
-    What does not is turned to its negative. Thin things may be interrupted (a road under trees).
+    What does not is turned to its negative. Thin things may be interrupted (a road under trees),
+    but what only passes near to them (a road of the same looks) is something else.
     Something large beyond a line of low logits may be a neighbour, as two fields of one colour
     have: it is left out too, but as unsure, so that another round may find that it belongs to it.
     """
     mask = logits > 0
-    kept = regions.reachable(mask, seeds, gap=GAP)
+    kept = regions.continued(mask, seeds, gap=GAP, thick=THICK)
     if not kept.any():
         return np.where(mask, -logits, logits)
     firm = FIRM * float(logits[mask & seeds].mean())

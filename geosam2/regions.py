@@ -35,6 +35,56 @@ def reachable(mask: BoolArray, seeds: BoolArray, *, gap: int = 0) -> BoolArray:
             return found & mask
 
 
+def continued(mask: BoolArray, seeds: BoolArray, *, gap: int, thick: int) -> BoolArray:
+    """The part of a mask that hangs together with the seeds, also over breaks where it ends.
+
+    A road goes on beyond a bridge or a tree over it: there both sides of the break are ends. What
+    comes near to it from the side (a road or river of the same looks) does not belong to it.
+
+    Args:
+        mask: (H, W).
+        seeds: (H, W); only those on the mask count.
+        gap: Breaks of up to twice so many cells are stepped over.
+        thick: Cells from the outline to the middle from which a part has no ends, so that breaks
+            beside it are stepped over anywhere.
+
+    >>> mask = np.zeros((12, 40), bool)
+    >>> mask[8:10, :18] = mask[8:10, 21:] = mask[:5, 6:8] = True  # a road, a tree, a side road
+    >>> found = continued(mask, mask & (np.arange(40) == 0), gap=2, thick=4)
+    >>> bool(found[9, 39]), bool(found[0, 6])
+    (True, False)
+    """
+    found = reachable(mask, seeds, gap=1)
+    rest = mask & ~found
+    while (near := rest & grown(found, 2 * gap)).any():
+        part = reachable(rest, _first(near), gap=1)
+        rest &= ~part
+        if _ends_at(found, part, gap, thick) and _ends_at(part, found, gap, thick):
+            found |= part
+    return found
+
+
+def _ends_at(body: BoolArray, other: BoolArray, gap: int, thick: int) -> bool:
+    """True unless a band passes by: the other is near, and the body goes on to both sides."""
+    contact = body & grown(other, 2 * gap)
+    half = int(depth(body & grown(contact, 2 * thick))[grown(contact, thick)].max())
+    if half >= thick:
+        return True
+    cut = grown(contact, 2 * half)
+    arms = body & grown(cut, 3) & ~cut
+    first = reachable(arms, _first(arms))
+    edge = np.pad(np.zeros(np.subtract(body.shape, 2), bool), 1, constant_values=True)
+    leaves = bool((body & cut & edge).any())  # a side that the frame does not show
+    return not ((arms & ~first).any() or (leaves and first.any()))
+
+
+def _first(mask: BoolArray) -> BoolArray:
+    """One cell of a mask, or none if it is empty."""
+    found = np.zeros_like(mask)
+    found.flat[mask.argmax()] = mask.any()
+    return found
+
+
 def _swept(found: BoolArray, ground: BoolArray) -> BoolArray:
     """What is found, and all that a straight walk over the ground along rows and columns reaches.
 

@@ -96,6 +96,34 @@ def test_a_gap_interrupts_a_road_but_ends_a_field(wide, kept):
     assert (cut_down(logits, seeds)[50, 90] > 0) == kept
 
 
+@pytest.mark.parametrize(("gap", "kept"), [(1, True), (4, False)])
+def test_a_road_that_comes_near_from_the_side_is_another_one(gap, kept):
+    """Across a break a road goes on; what ends beside it is no part of it, if there is a break."""
+    mask = road()
+    mask[:, 30:35] = False  # a bridge over it
+    mask[: 60 - gap, 80:86] = True
+    logits = np.where(mask, 8.0, -8.0).astype(np.float32)
+    seeds = np.zeros((CELLS, CELLS), bool)
+    seeds[62, 10] = True
+    found = cut_down(logits, seeds) > 0
+    assert found[62, 5]
+    assert found[62, 120]
+    assert found[10, 82] == kept
+
+
+@pytest.mark.parametrize("side", range(4))
+def test_a_road_that_leaves_the_frame_is_not_taken_for_one_that_ends(side):
+    """Another one comes near where this one crosses the border."""
+    mask = road()
+    mask[:56, 2:8] = True
+    logits = np.rot90(np.where(mask, 8.0, -8.0).astype(np.float32), side)
+    seeds = np.zeros((CELLS, CELLS), bool)
+    seeds[62, 100] = True
+    found = np.rot90(cut_down(logits, np.rot90(seeds, side)) > 0, -side)
+    assert found[62, 2]
+    assert not found[10, 4]
+
+
 def test_a_line_of_low_logits_parts_two_fields():
     logits, seeds = field_and(0, 40)
     assert cut_down(logits, seeds)[50, 90] > 0
