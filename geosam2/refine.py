@@ -20,7 +20,7 @@ from geosam2.errors import InterruptedRunError, LevelError, SourceError
 from geosam2.looking import LIMIT, places_in
 from geosam2.masklet import FrameReport, Masklet, Step
 from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
-from geosam2.prompts import MASK_STEP, FramePrompt, network_prompts
+from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, network_prompts
 from geosam2.quality import stability_score
 from geosam2.state import read_state, report_from, write_state
 from geosam2.tiling import FrameGrid, FrameIndex
@@ -91,23 +91,27 @@ class Refining:
         arrays = replace(self.mosaic, patches=fine).state_dict()
         about = {
             "level": self.grid.level.index,
+            "prompts": [prompt.to_json() for prompt in self.coarse.prompts],
             "frames": self.frames,
             "reports": [asdict(report) for report in self.reports],
         }
         write_state(path, about, {n: torch.from_numpy(a.copy()) for n, a in arrays.items()})
 
     def restore(self, path: Path) -> None:
-        """Take over what a run on the same object had refined.
+        """Take over what a run on the same object had refined, and which frames it had to.
+
+        An outline found anew may differ by a rounding error, and so may the frames that it crosses.
 
         Raises:
             InterruptedRunError: If the file is damaged, or of another object.
         """
         about, tensors = read_state(path)
-        frames = [FrameIndex(*index) for index in about["frames"]]
-        if about["level"] != self.grid.level.index or frames != self.frames:
+        prompts = tuple(Prompt.from_json(stored) for stored in about["prompts"])
+        if about["level"] != self.grid.level.index or prompts != self.coarse.prompts:
             raise InterruptedRunError(
                 f"state {path} belongs to another object: start anew without --resume"
             )
+        self.frames = [FrameIndex(*index) for index in about["frames"]]
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         stored = LogitMosaic.from_state(arrays, self.mosaic.transform, self.mosaic.crs)
         self.mosaic.patches |= stored.patches

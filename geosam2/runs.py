@@ -20,7 +20,7 @@ import shapely
 
 from geosam2 import __version__
 from geosam2.errors import InterruptedRunError
-from geosam2.files import write_atomically
+from geosam2.files import PARTIAL, write_atomically
 from geosam2.masklet import Masklet, PanOptions, Step
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 10.0  # seconds between two stored states
 STATES = "current.safetensors", "refined-*.safetensors"  # files of the object at hand
+TORN = f".*{PARTIAL}"  # what a process that was killed while writing leaves
 CHUNK = 256  # prompts whose first frames are looked at together
 
 Phase = Literal["follow", "refine"]
@@ -101,7 +102,7 @@ class PromptedRun:
 
     def _begin(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._remove("finished.jsonl", *STATES)
+        self._remove("finished.jsonl", TORN, *STATES)
         about = {"version": __version__, **self._identity(), "task": self.task.to_json()}
         write_atomically(folder / "run.json", json.dumps(about).encode())
 
@@ -202,7 +203,7 @@ class PromptedRun:
     def clean_up(self) -> None:
         """Remove the folder of a run that is done."""
         if self.folder is not None:
-            self._remove("finished.jsonl", "run.json", *STATES)
+            self._remove("finished.jsonl", "run.json", TORN, *STATES)
             with contextlib.suppress(OSError):  # somebody keeps other things there
                 self.folder.rmdir()
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from rasterio.features import rasterize
 from geosam2 import runs
 from geosam2.cache import EmbeddingCache
 from geosam2.errors import InterruptedRunError
-from geosam2.prompts import Prompt
+from geosam2.prompts import Prompt, locate
+from geosam2.refine import Refining
 from geosam2.runs import PromptedRun, Task
 from geosam2.segmenter import Segmenter
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
+from geosam2.tiling import FrameIndex
 
 LEFT, TOP = 500_000.0, 4_600_000.0
 LAKE = shapely.Point(320, 300).buffer(180).difference(shapely.Point(380, 250).buffer(40))
@@ -83,15 +86,39 @@ def test_what_is_refined_so_far_is_the_partial_result(scene, straight, tmp_path)
     assert part.intersection(straight[0]).area > 0.95 * straight[0].area
 
 
+def refining_again(run: PromptedRun, prompt: Prompt = CLICK) -> Refining:
+    """Another process on the same object, or one that says it is of another prompt."""
+    assert run._refining is not None
+    coarse = replace(run._refining.coarse, prompts=(locate(prompt, run.segmenter.scene),))
+    return next(iter(run.segmenter.refinements(coarse)))
+
+
 def test_a_refinement_of_another_object_is_refused(scene, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 0.0)
     run = stopped_while_refining(scene, tmp_path, 3)
-    assert run._refining is not None
-    other = next(iter(segmenter(scene).refinements(run._refining.coarse)))
-    other.frames = other.frames[:-1]
+    other = refining_again(run, Prompt(points=((LEFT + 210, TOP - 300),)))
     (state,) = tmp_path.glob("refined-*.safetensors")
     with pytest.raises(InterruptedRunError, match="without --resume"):
         other.restore(state)
+
+
+def test_a_frame_more_or_less_on_the_outline_does_not_stop_a_resume(scene, tmp_path, monkeypatch):
+    """What was found anew may cross other frames by a rounding error."""
+    monkeypatch.setattr(runs, "SAVE_EVERY", 0.0)
+    run = stopped_while_refining(scene, tmp_path, 3)
+    assert run._refining is not None
+    later = refining_again(run)
+    later.frames = [FrameIndex(-99, -99), *later.frames[:-1]]
+    (state,) = tmp_path.glob("refined-*.safetensors")
+    later.restore(state)
+    assert later.frames == run._refining.frames
+    list(later)
+    straight = refining_again(run)
+    list(straight)
+    patches = straight.masklet.mosaic.patches
+    assert patches.keys() == later.masklet.mosaic.patches.keys()
+    for key, patch in later.masklet.mosaic.patches.items():
+        assert np.array_equal(patch.logits, patches[key].logits)
 
 
 def test_a_finished_run_leaves_nothing_behind(scene, tmp_path):
@@ -99,6 +126,7 @@ def test_a_finished_run_leaves_nothing_behind(scene, tmp_path):
     run = PromptedRun(segmenter(scene), Task((CLICK,)), folder)
     list(run)
     assert sorted(path.name for path in folder.iterdir()) == ["finished.jsonl", "run.json"]
+    (folder / ".current.safetensors.0123.part").touch()  # of a process killed while writing
     run.clean_up()
     assert not folder.exists()
 
