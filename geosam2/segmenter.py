@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -223,6 +224,33 @@ class Segmenter:
             return self._zoomed(located)[0]
         return self._looks(located, self.scene.level(level))[0]
 
+    def sketch(self, prompt: Prompt, *, level: Level | int | Literal["auto"] = 0) -> FrameMask:
+        """A first answer to a prompt, to be shown until `alternatives` has the better one.
+
+        It takes a single decoding: the network does not see its own mask again, and "auto" looks
+        at one zoom, that of the answer before, or else the one nearest to native.
+        """
+        prompt.check_start()
+        asked = locate(prompt, self.scene)
+        if level == "auto":
+            earlier = _without_last_click(asked)
+            before = self._answers.get(earlier) if earlier else None
+            where, window = self._likely_look(asked, before)
+        else:
+            before, where = None, self.scene.level(level)
+            window = self._home(asked, where)
+        (found,) = self._looks_through([asked], where, [window], [before], thoughts=0)
+        return max(found, key=lambda one: one.predicted_iou)
+
+    def _likely_look(self, prompt: Prompt, before: FrameMask | None) -> tuple[Level, Window]:
+        """One of the looks that `looks` takes at a prompt."""
+        latest = before or next(reversed(self._answers.values()), None)
+        cell = (latest.level if latest else self.scene.levels[0]).cell_size
+        some = zoom.windows(self.scene, prompt, self.frame_size // zoom.SHARE)
+        if not some:
+            return self._coarsest(), self._home(prompt, self._coarsest())
+        return min(some, key=lambda look: abs(math.log(look[0].cell_size / cell)))
+
     def _zoomed(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
         """Masks of each prompt at the zooms that show it best, best first; see `zoom`."""
         found = []
@@ -283,10 +311,14 @@ class Segmenter:
 
     def _looks(self, prompts: Sequence[Prompt], level: Level) -> list[list[FrameMask]]:
         """Masks of each prompt on the frame of its anchor, best first."""
-        grid = self.grid(level)
-        windows = [grid.window(grid.index_at(*prompt.anchor)) for prompt in prompts]
+        windows = [self._home(prompt, level) for prompt in prompts]
         found = self._looks_through(prompts, level, windows, [None] * len(prompts))
         return [sorted(masks, key=lambda one: -one.predicted_iou) for masks in found]
+
+    def _home(self, prompt: Prompt, level: Level) -> Window:
+        """The frame of a prompt's anchor."""
+        grid = self.grid(level)
+        return grid.window(grid.index_at(*prompt.anchor))
 
     def _looks_through(
         self,
@@ -294,6 +326,7 @@ class Segmenter:
         level: Level,
         windows: Sequence[Window],
         before: Sequence[FrameMask | None],
+        thoughts: int = SECOND_THOUGHTS,
     ) -> list[list[FrameMask]]:
         """Candidates of each prompt in a window; those that share one are decoded together."""
         grid = self.grid(max(level.index, 0))
@@ -305,7 +338,9 @@ class Segmenter:
             frame = self.encoder(level, window)
             overlap, place = min(self.overlap, window.height // 2), frame.place
             for numbers, said in _batches(prompts, some, before, frame, level):
-                for number, candidates in zip(numbers, self._decode(said, frame), strict=True):
+                for number, candidates in zip(
+                    numbers, self._decode(said, frame, thoughts), strict=True
+                ):
                     index = grid.index_at(*prompts[number].anchor)
                     found[number] = [
                         FrameMask(prompts[number], index, place, level, *one, overlap=overlap)
@@ -314,7 +349,7 @@ class Segmenter:
         return found
 
     def _decode(
-        self, said: list[FramePrompt], frame: EncodedFrame
+        self, said: list[FramePrompt], frame: EncodedFrame, thoughts: int
     ) -> list[list[tuple[FloatArray, float, float]]]:
         """(logits, predicted IoU, object score) of each candidate of each object."""
         import torch
@@ -323,7 +358,7 @@ class Segmenter:
         with torch.no_grad():
             ambiguous = prompts.num_points <= 1 and prompts.masks is None
             out = self.model.decode(frame.features, prompts, multimask=ambiguous)
-            for _ in range(SECOND_THOUGHTS if ambiguous else 0):
+            for _ in range(thoughts if ambiguous else 0):
                 out = self._again(out, said, frame)
         logits = out.logits.float().cpu().numpy()
         ious, scores = out.predicted_iou.tolist(), out.object_score.tolist()

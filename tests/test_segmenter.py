@@ -100,6 +100,32 @@ def test_alternatives_come_best_first(path):
     assert len(masks) == 3
 
 
+@pytest.mark.parametrize("level", [0, "auto"])
+def test_a_sketch_is_one_decoding_of_the_very_click(path, level, monkeypatch):
+    it = segmenter(path)
+    calls, decode = [], it.model.decode
+    monkeypatch.setattr(it.model, "decode", lambda *a, **k: calls.append(a) or decode(*a, **k))
+    house, block = (Prompt((on_map(*at),), (1,)) for at in ((115, 105), (230, 70)))
+    for prompt, shape in ((house, HOUSE), (block, BLOCK)):
+        found = it.sketch(prompt, level=level)
+        assert iou(found.polygon(), to_map(shape)) > 0.85
+        assert found.prompt.points == prompt.points
+    assert len(calls) == 2
+    it.alternatives(house, level=level)
+    assert len(calls) > 4  # the answer takes more
+
+
+def test_a_sketch_of_the_second_click_looks_where_the_first_was_answered(path):
+    it = segmenter(path)
+    lake = Prompt((on_map(560, 560),), (1,))
+    answer = it.predict(lake, level="auto")[0]
+    more = Prompt((*lake.points, on_map(115, 105)), (1, 0))
+    found = it.sketch(more, level="auto")
+    assert found.level == answer.level
+    assert found.prompt.points == more.points
+    assert iou(found.polygon(), answer.polygon()) > 0.95
+
+
 def test_zoom_takes_the_level_on_which_the_object_fits(path):
     one = segmenter(path)
     house, lake = one.predict(
