@@ -13,6 +13,7 @@ from geosam2_model.config import ModelConfig
 from geosam2_model.ops import MLP, LayerNorm2d, attention, by_twos, from_twos
 
 MASKS = 4  # the single mask and three candidates
+STRIP = 1024  # cells of the embedding that are upscaled together
 COSTLY = 1.5  # tokens times heads against channels, from where on image projections are cheaper
 
 
@@ -201,29 +202,45 @@ class MaskDecoder(nn.Module):
         tokens = torch.cat([torch.cat(own).expand(N, -1, -1), sparse], dim=1)
         tokens, src = self.transformer(tokens, image.flatten(2).transpose(1, 2), positions)
         masks = tokens[:, 2 : 2 + MASKS]  # N, 4, C
-        upscaled = self._upscale(torch.unflatten(src.transpose(1, 2), 2, (h, w)), *skips)
         weights = [mlp(masks[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
-        logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)  # N, 4, 16 h w
+        src = torch.unflatten(src.transpose(1, 2), 2, (h, w))
         return DecoderOutput(
-            torch.unflatten(logits, 2, (4 * h, 4 * w)),
+            self._paint(torch.stack(weights, dim=1), src, *skips),
             self.iou_prediction_head(tokens[:, 1]).sigmoid(),
             self.pred_obj_score_head(tokens[:, 0]).squeeze(1),
             masks,
         )
 
-    def _upscale(self, x: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
+    def _paint(self, weights: Tensor, x: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
+        """Logits (N, 4, 4 h, 4 w): the upscaled map weighted by each mask's numbers (N, 4, fine).
+
+        No cell looks at its neighbours here, so without gradients it goes by strips of rows that
+        stay in the processor's cache from the first product to the last.
+        """
+        h, w = x.shape[-2:]
+        step = h if torch.is_grad_enabled() else max(1, STRIP // (len(x) * w))
         up1, norm, _, up2, _ = self.output_upscaling
-        x = F.gelu(norm(_doubled(x, cast(nn.ConvTranspose2d, up1), middle)))
-        return F.gelu(_doubled(x, cast(nn.ConvTranspose2d, up2), fine))
+        first, second = _as_product(up1), _as_product(up2)
+        strips = []
+        for row in range(0, h, step):
+            part, at4, at8 = (
+                m[:, :, f * row : f * (row + step)] for m, f in ((x, 1), (fine, 4), (middle, 2))
+            )
+            part = F.gelu(norm(_doubled(part, *first, at8)))
+            part = F.gelu(_doubled(part, *second, at4))
+            strips.append(weights @ part.flatten(2))
+        return torch.unflatten(torch.cat(strips, dim=2), 2, (4 * h, 4 * w))
 
 
-def _doubled(x: Tensor, up: nn.ConvTranspose2d, skip: Tensor) -> Tensor:
-    """`up` of x (N, C, h, w), whose 2 x 2 kernels do not overlap, plus a map twice as large.
+def _as_product(up: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (2 2 D, C) and bias of a transposed convolution whose 2 x 2 kernels do not overlap."""
+    up = cast(nn.ConvTranspose2d, up)
+    return up.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, up.bias).repeat(4)
 
-    As one matrix product whose parts are added to the skip where they belong.
-    """
-    weight, bias = up.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, up.bias)  # 2 2 D, C
-    parts = F.linear(x.permute(0, 2, 3, 1), weight, bias.repeat(4))
+
+def _doubled(x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
+    """A map (N, C, h, w) made twice as large by `_as_product`, plus another of that size."""
+    parts = F.linear(x.permute(0, 2, 3, 1), weight, bias)
     parts = torch.unflatten(parts, 3, (2, 2, -1)).transpose(2, 3)  # N, h, 2, w, 2, D
     return from_twos(by_twos(skip) + parts)
 
