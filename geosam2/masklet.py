@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 Side = Literal["north", "east", "south", "west"]
 
+UNREAD = "could not be read"
+"""How the reason of a frame begins whose pixels the source did not give."""
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -62,6 +65,11 @@ class FrameReport:
     """0 for the first frame that was looked at, and so on."""
     reason: str = ""
     """Why it was not accepted."""
+
+    @property
+    def unread(self) -> bool:
+        """True if the source did not give its pixels."""
+        return self.reason.startswith(UNREAD)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,15 @@ from geosam2 import __version__, regions
 from geosam2.cache import EncodedFrame, FrameEncoder
 from geosam2.errors import InterruptedRunError, PromptError, SourceError
 from geosam2.looking import LIMIT, Answer, Look, places_in
-from geosam2.masklet import FrameReport, Masklet, OpenBorder, PanOptions, Side, Step
+from geosam2.masklet import (
+    UNREAD,
+    FrameReport,
+    Masklet,
+    OpenBorder,
+    PanOptions,
+    Side,
+    Step,
+)
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import (
     MASK_STEP,
@@ -219,7 +227,7 @@ class Panning:
         report = self.reports.get(index)
         if report is None:
             return True
-        if report.looks >= MOST_LOOKS or "read" in report.reason:
+        if report.looks >= MOST_LOOKS or report.unread:
             return False
         return report.accepted or contact >= RETRY * max(report.contact, 1)
 
@@ -313,7 +321,7 @@ class Panning:
         try:
             frame = self.encoder(self.grid.level, self.grid.window(index))
         except SourceError as error:
-            return replace(start, reason=f"could not be read: {error}"), None
+            return replace(start, reason=f"{UNREAD}: {error}"), None
         if not frame.valid.any():
             return replace(start, reason="no data"), None
         again = correcting or (old is not None and old.accepted)
@@ -592,7 +600,7 @@ class Panning:
 
     def retry_failed(self) -> None:
         """Forget the frames that could not be read, so that they are tried again."""
-        failed = [i for i, report in self.reports.items() if "read" in report.reason]
+        failed = [i for i, report in self.reports.items() if report.unread]
         for index in failed:
             del self.reports[index]
 

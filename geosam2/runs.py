@@ -3,7 +3,8 @@
 Its folder holds what was asked (`run.json`), a line for each finished object (`finished.jsonl`) and
 the state of the object at hand: of following it (`current.safetensors`) and of refining it at each
 finer level (`refined-N.safetensors`). Lines are appended and states replaced whole, so whatever
-moment the process dies in, the run goes on from the last frame that was stored.
+moment the process dies in, the run goes on from the last frame that was stored. Objects with frames
+that the source did not give are tried again then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ import shapely
 from geosam2 import __version__
 from geosam2.errors import InterruptedRunError
 from geosam2.files import PARTIAL, write_atomically
-from geosam2.masklet import Masklet, PanOptions, Step
+from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning
 from geosam2.refine import Refining
@@ -69,6 +70,9 @@ class Task:
 class PromptedRun:
     """Objects of a task, one after the other; iterate for the steps, stop whenever you like.
 
+    `rows` are the finished objects by the number of their prompt; `unread` says of some of them why
+    frames could not be read, so that they are as whole as the source let them be.
+
     Args:
         segmenter: Scene, network and cache.
         task: What to do.
@@ -88,7 +92,8 @@ class PromptedRun:
         resume: bool = False,
     ) -> None:
         self.segmenter, self.task, self.folder = segmenter, task, folder
-        self.rows: list[dict[str, Any]] = []
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.unread: dict[int, str] = {}
         self._panning: Panning | None = None
         self._refining: Refining | None = None
         self._saved = time.monotonic()
@@ -123,12 +128,14 @@ class PromptedRun:
     def __iter__(self) -> Iterator[tuple[Prompt, Phase, Step]]:
         """(prompt, "follow" or "refine", step) of every frame that is looked at."""
         prompts = self.task.prompts
-        while len(self.rows) < len(prompts):
-            chunk = prompts[len(self.rows) : len(self.rows) + CHUNK]
-            for mask in self.segmenter.predict(chunk, level=self.task.level):
-                yield from self._object(mask)
+        todo = [number for number in range(len(prompts)) if number not in self.rows]
+        for start in range(0, len(todo), CHUNK):
+            chunk = todo[start : start + CHUNK]
+            masks = self.segmenter.predict([prompts[n] for n in chunk], level=self.task.level)
+            for number, mask in zip(chunk, masks, strict=True):
+                yield from self._object(number, mask)
 
-    def _object(self, mask: FrameMask) -> Iterator[tuple[Prompt, Phase, Step]]:
+    def _object(self, number: int, mask: FrameMask) -> Iterator[tuple[Prompt, Phase, Step]]:
         masklet = mask.masklet
         if mask.goes_on:
             self._panning = self._start(mask)
@@ -136,6 +143,7 @@ class PromptedRun:
                 self._save_sometimes()
                 yield mask.prompt, "follow", step
             masklet = self._panning.masklet
+            self._note_unread(number, self._panning.reports.values())
         refine = self.segmenter.preset.refine if self.task.refine is None else self.task.refine
         if refine and self.task.level == "auto":
             self.pause()  # the object is whole: what is left is its outline
@@ -147,7 +155,13 @@ class PromptedRun:
                     yield mask.prompt, "refine", step
                 self.pause()
                 masklet = run.masklet
-        self._finish(masklet)
+                self._note_unread(number, run.reports)
+        self._finish(number, masklet)
+
+    def _note_unread(self, number: int, reports: Iterable[FrameReport]) -> None:
+        for report in reports:
+            if report.unread:
+                self.unread[number] = report.reason
 
     def _continue(self, run: Refining) -> None:
         """Go on where an earlier process was with this level, if it was."""
@@ -170,13 +184,14 @@ class PromptedRun:
         options = self.task.options
         return self.segmenter.start(mask.prompt, level=mask.level, options=options)
 
-    def _finish(self, masklet: Masklet) -> None:
+    def _finish(self, number: int, masklet: Masklet) -> None:
         row = self.segmenter.rows([masklet], **self.task.geometry)[0]
-        self.rows.append(row)
+        self.rows[number] = row
         self._panning = self._refining = None
         if self.folder is None:
             return
-        stored = {**row, "geometry": shapely.to_wkb(row["geometry"], hex=True)}
+        row = {**row, "geometry": shapely.to_wkb(row["geometry"], hex=True)}
+        stored = {"number": number, "unread": self.unread.get(number, ""), "row": row}
         with (self.folder / "finished.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(stored) + "\n")
         self._remove(*STATES)
@@ -195,7 +210,8 @@ class PromptedRun:
 
     def result(self, *, partial: bool = False) -> geopandas.GeoDataFrame:
         """Finished objects; with `partial` also the one at hand, as far as it is known."""
-        rows, at_hand = list(self.rows), self._refining or self._panning
+        rows = [row for _, row in sorted(self.rows.items())]
+        at_hand = self._refining or self._panning
         if partial and at_hand is not None and at_hand.masklet.frames:
             rows += self.segmenter.rows([at_hand.masklet], **self.task.geometry)
         return self.segmenter.table(rows)
@@ -228,12 +244,17 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _finished(folder: Path) -> list[dict[str, Any]]:
-    """Rows of finished objects; a last line that was cut by a crash is dropped."""
+def _finished(folder: Path) -> dict[int, dict[str, Any]]:
+    """Rows of finished objects that were read whole; a last line cut by a crash is dropped."""
     path = folder / "finished.jsonl"
     text = path.read_text("utf-8") if path.is_file() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_atomically(path, whole.encode())
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return [{**row, "geometry": shapely.from_wkb(row["geometry"])} for row in rows]
+    found = {}
+    for line in whole.splitlines():
+        stored = json.loads(line)
+        if not stored["unread"]:
+            row = stored["row"]
+            found[stored["number"]] = {**row, "geometry": shapely.from_wkb(row["geometry"])}
+    return found

@@ -22,7 +22,7 @@ from pyproj import Transformer
 from rasterio.features import rasterize
 
 from geosam2.cli import cli
-from geosam2.errors import GeoSAM2Error
+from geosam2.errors import GeoSAM2Error, SourceError
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
 
@@ -131,6 +131,42 @@ def test_ctrl_c_writes_what_there_is_and_resume_finishes_it(scene, tmp_path):
     assert done.exit_code == 0, done.output
     whole = geopandas.read_file(target)
     assert whole.open_edges.tolist() == [0]
+    assert iou(whole.geometry[0], truth(LAKE)) > 0.98
+    assert not state.exists()
+
+
+class Cut(ColourModel):
+    """The source fails at some frames, as a service may."""
+
+    def __init__(self, *fails: int) -> None:
+        super().__init__(128)
+        self.fails = fails
+
+    def encode(self, pixels):
+        found = super().encode(pixels)
+        if self.encoded in self.fails:
+            raise SourceError("HTTP 500 from tiles.example")
+        return found
+
+
+def test_what_a_failing_source_gave_is_written_and_resume_asks_again(scene, tmp_path):
+    target, state = tmp_path / "out.gpkg", tmp_path / "out.gpkg.run"
+    house = f"{LEFT + 36},{TOP - 124},{LEFT + 124},{TOP - 36}"
+    args = ("-p", on_map(150, 200), "--box", house, "-o", target, "--level", "native")
+    done = run(scene, *args, model=Cut(6))
+    assert done.exit_code == 1, done.output
+    assert "frames of an object could not be read: HTTP 500 from tiles.example" in done.stderr
+    assert f"1 of 2 objects finished, 2 written; go on with --resume (state in {state})" in (
+        done.stderr
+    )
+    part = geopandas.read_file(target)
+    assert part.open_edges.tolist()[0] > 0
+    done = run(scene, "-o", target, "--resume")
+    assert done.exit_code == 0, done.output
+    whole = geopandas.read_file(target)
+    assert whole.id.tolist() == [1, 2]
+    assert whole.open_edges.tolist() == [0, 0]
+    assert whole.frames[0] == part.frames[0] + 1
     assert iou(whole.geometry[0], truth(LAKE)) > 0.98
     assert not state.exists()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geosam2.commands.options import NAMES, scene_from, scene_options
+from geosam2.errors import SourceError
 
 if TYPE_CHECKING:
     import geopandas
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from geosam2.segmenter import Segmenter
 
 STOPPED = 130  # exit code of a process that was interrupted, as shells have it
+_STOPPED = "stopped"
 
 
 @click.command()
@@ -86,17 +88,12 @@ def command(ctx: click.Context, /, source: str, **given: Any) -> None:
 
     run = PromptedRun(segmenter, task, folder, resume=asked.resume)
     quiet = bool(ctx.find_root().params.get("quiet"))
-    stopped = _work(run, len(task.prompts), task.options.max_frames, quiet=quiet)
-    found = run.result(partial=stopped)
+    trouble = _work(run, len(task.prompts), quiet=quiet)
+    found = run.result(partial=bool(trouble))
     _write(found, asked, segmenter)
-    if stopped:
-        where = f"; go on with --resume (state in {folder})" if folder else ""
-        done = len(run.rows)
-        click.echo(
-            f"stopped: {done} of {len(task.prompts)} objects finished, {len(found)} written{where}",
-            err=True,
-        )
-        sys.exit(STOPPED)
+    if trouble or run.unread:
+        _say_unfinished(run, trouble or _unread(run), len(found))
+        sys.exit(STOPPED if trouble == _STOPPED else 1)
     run.clean_up()
     _summary(found)
 
@@ -234,18 +231,38 @@ def _stop_once() -> Iterator[_Stop]:
         signal.signal(signal.SIGINT, old)
 
 
-def _work(run: PromptedRun, objects: int, max_frames: int, *, quiet: bool) -> bool:
-    """Go through the run under a progress bar; True if it was stopped."""
+def _work(run: PromptedRun, objects: int, *, quiet: bool) -> str:
+    """Go through the run under a progress bar; why it ended early, if it did."""
     with _stop_once() as stop, _bar(quiet=quiet) as bar:
-        for prompt, phase, step in run:
-            bar.set_description(f"object {prompt.object_id} of {objects}, {phase}")
-            area = "" if step.area != step.area else f", {_area(step.area)}"
-            bar.set_postfix_str(f"{step.open_borders} open{area}")
-            bar.update()
-            if stop.asked:
-                run.pause()
-                return True
-    return False
+        try:
+            for prompt, phase, step in run:
+                bar.set_description(f"object {prompt.object_id} of {objects}, {phase}")
+                area = "" if step.area != step.area else f", {_area(step.area)}"
+                bar.set_postfix_str(f"{step.open_borders} open{area}")
+                bar.update()
+                if stop.asked:
+                    run.pause()
+                    return _STOPPED
+        except SourceError as error:
+            if not run.rows:  # there is nothing to write
+                raise
+            return str(error)
+    return ""
+
+
+def _unread(run: PromptedRun) -> str:
+    """Which objects miss frames that the source did not give."""
+    number, reason = next(iter(run.unread.items()))
+    objects = f"{len(run.unread)} objects" if len(run.unread) > 1 else "an object"
+    return f"frames of {objects} {reason} (object {run.task.prompts[number].object_id})"
+
+
+def _say_unfinished(run: PromptedRun, reason: str, written: int) -> None:
+    where = f"; go on with --resume (state in {run.folder})" if run.folder else ""
+    done, objects = len(run.rows.keys() - run.unread.keys()), len(run.task.prompts)
+    click.echo(
+        f"{reason}: {done} of {objects} objects finished, {written} written{where}", err=True
+    )
 
 
 def _bar(*, quiet: bool) -> Any:
