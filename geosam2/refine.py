@@ -6,6 +6,7 @@ grows with the perimeter and not with the area.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from geosam2 import regions
 from geosam2.cache import EncodedFrame, FrameEncoder
 from geosam2.errors import InterruptedRunError, LevelError, SourceError
 from geosam2.looking import LIMIT, places_in
-from geosam2.masklet import FrameReport, Masklet, Step
+from geosam2.masklet import UNREAD, FrameReport, Masklet, Step
 from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, network_prompts
 from geosam2.quality import stability_score
@@ -131,7 +132,7 @@ class Refining:
         try:
             frame = self.encoder(self.grid.level, self.grid.window(index))
         except SourceError as error:
-            return replace(start, reason=f"could not be read: {error}"), None
+            return replace(start, reason=f"{UNREAD}: {error}"), None
         if not frame.valid.any():
             return replace(start, reason="no data"), None
         known = self._known(frame)
@@ -202,21 +203,44 @@ def refinable_level(
 
 def rescaled(mosaic: LogitMosaic, coarse: Level, fine: Level) -> LogitMosaic:
     """A mosaic of a coarse level on the pixel lattice of a finer one, as its lowest ranks."""
-    factor = round(coarse.cell_size / fine.cell_size)
-    down = round((fine.anchor[1] - coarse.anchor[1]) / fine.resolution[1])
-    right = round((coarse.anchor[0] - fine.anchor[0]) / fine.resolution[0])
     found = LogitMosaic(fine.transform, mosaic.crs)
     for key, patch in mosaic.patches.items():
-        logits = np.where(_valid_cells(patch), patch.logits, np.float32(UNKNOWN))
-        moved = Patch(
-            patch.row * factor + down,
-            patch.col * factor + right,
-            logits,
-            patch.step * factor,
-            patch.overlap * factor,
-            patch.rank - FINE,
-        )
-        found.add((coarse.index * 10 - 1000, *_tuple(key)), moved)
+        found.add((coarse.index * 10 - 1000, *_tuple(key)), _rescaled(patch, coarse, fine))
+    return found
+
+
+def _rescaled(patch: Patch, coarse: Level, fine: Level) -> Patch:
+    """One patch, its logits interpolated.
+
+    Overviews of a picture whose side is no multiple of 2, 4, ... have pixels that are not quite so
+    many times larger; far from the origin of the CRS that is many frames.
+    """
+    step = patch.step * round(coarse.cell_size / fine.cell_size)
+    logits = np.where(_valid_cells(patch), patch.logits, np.float32(UNKNOWN))
+    starts = []
+    for axis, (place, size) in enumerate(((patch.row, 1), (patch.col, 0))):
+        ratio = coarse.resolution[size] / fine.resolution[size]
+        shift = (coarse.anchor[size] - fine.anchor[size]) / fine.resolution[size]
+        first = place * ratio + (shift if axis else -shift)
+        start = round(first)
+        cell = patch.step * ratio  # fine pixels
+        count = math.ceil(logits.shape[axis] * cell / step - 1e-6)
+        middles = (start + (np.arange(count) + 0.5) * step - first) / cell - 0.5
+        logits = _sampled(logits, np.round(middles, 6), axis)
+        starts.append(start)
+    overlap = patch.overlap * step // patch.step
+    return Patch(starts[0], starts[1], logits, step, overlap, patch.rank - FINE)
+
+
+def _sampled(values: FloatArray, places: NDArray[np.float64], axis: int) -> FloatArray:
+    """Linear interpolation along an axis; what lies outside is as at the end."""
+    last = values.shape[axis] - 1
+    places = places.clip(0, last)
+    below = np.floor(places).astype(int)
+    share = (places - below).astype(np.float32)
+    share = share[None] if axis else share[:, None]
+    lower, upper = values.take(below, axis), values.take(np.minimum(below + 1, last), axis)
+    found: FloatArray = lower + (upper - lower) * share
     return found
 
 
