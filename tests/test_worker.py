@@ -160,6 +160,30 @@ def test_preview_shows_one_frame_and_says_where_it_is_cut(client: Client) -> Non
     assert 0.9 * (FRAME * CELL) ** 2 < shapes[0].area <= (FRAME * CELL) ** 2
 
 
+def test_a_sketch_comes_first_and_the_best_shape_before_the_others(client: Client) -> None:
+    client.open().send("preview", 1, prompt=PROMPT, level=0)
+    sketch, payload = client.wait("progress")
+    assert (sketch["done"], sketch["waiting"]) == (0, 1)
+    assert shapely.from_wkb(payload).contains(shapely.Point(CENTRE))
+    best, payload = client.wait("progress")
+    assert (best["done"], best["waiting"]) == (1, 0)
+    header, everything = client.wait("preview")
+    assert best["objects"] == header["objects"][:1]
+    assert payload == protocol.split(header["parts"], everything)[0]
+
+
+def test_a_backend_may_have_no_sketch() -> None:
+    class Direct(FakeBackend):
+        def sketch(self, clicks, level):  # type: ignore[no-untyped-def]
+            return None
+
+    client = Client(Direct()).open()
+    client.send("preview", 1, prompt=PROMPT, level=0)
+    assert client.wait("progress")[0]["done"] == 1
+    client.wait("preview")
+    client.close()
+
+
 def test_following_finds_the_whole_lake_on_any_number_of_frames(client: Client) -> None:
     client.open().send("follow", 1, prompt=PROMPT, level=0)
     header, payload = client.wait("result")

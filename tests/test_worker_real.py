@@ -186,8 +186,25 @@ def test_a_house_is_found_where_the_map_has_it(backend: RealBackend, drawing: Dr
     assert len(others) >= 1
     assert best.extra == {"level": 0, "model": "nano"}
     asked = len(drawing.asked)
-    backend.preview(Clicks((spot,), (1,)), 0)
+    list(backend.preview(Clicks((spot,), (1,)), 0))
     assert len(drawing.asked) == asked  # the second click encodes nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [0, None])
+def test_the_sketch_of_a_house_is_much_like_the_answer(
+    backend: RealBackend, drawing: Drawing, level: int | None
+) -> None:
+    clicks = Clicks((place(drawing, 1080, 762),), (1,))
+    sketch = backend.sketch(clicks, level)
+    assert sketch is not None
+    asked = len(drawing.asked)
+    best = next(backend.preview(clicks, level))
+    one, other = shapely.from_wkb(sketch.wkb), shapely.from_wkb(best.wkb)
+    assert one.intersection(other).area / one.union(other).area > 0.5
+    assert asked == 1
+    more = Clicks((*clicks.points, place(drawing, 1080, 900)), (1, 0))
+    assert (backend.sketch(more, level) is None) == (level == 0)  # one decoding answers it
 
 
 @pytest.mark.slow

@@ -95,6 +95,10 @@ class Backend(Protocol):
         """Work on this scene from now on; `poll` is to be called between two network calls."""
         ...
 
+    def sketch(self, clicks: Clicks, level: int | None) -> Found | None:
+        """A first answer to the clicks, soon; None if there is none before `preview`."""
+        ...
+
     def preview(self, clicks: Clicks, level: int | None) -> Iterator[Found]:
         """The object under the clicks on one frame, best first; more than one if ambiguous."""
         ...

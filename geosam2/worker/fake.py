@@ -87,6 +87,12 @@ class FakeBackend:
                 self._frames.popitem(last=False)
         return self._frames[key]
 
+    def sketch(self, clicks: Clicks, level: int | None) -> Found | None:
+        """The object without what differs a little in colour."""
+        region = Region(self, clicks, level or 0, TOLERANCE // 3)
+        region.visit(region.start)
+        return region.found()
+
     def preview(self, clicks: Clicks, level: int | None) -> Iterator[Found]:
         chosen = self._level(clicks) if level is None else level
         for tolerance in (TOLERANCE, TOLERANCE // 3, TOLERANCE * 2):

@@ -277,11 +277,16 @@ class Worker:
             self._running[1].poll()
 
     def _preview(self, header: Header, control: Control) -> None:
-        """The best shape is sent as soon as it is outlined, the others follow."""
+        """A sketch is sent at once, the best shape as soon as it is outlined, then all of them."""
         scene = self._require_scene()
-        found: list[Found] = []
-        for item in self._backend.preview(self._clicks(header), _level(header, scene)):
+        clicks, level = self._clicks(header), _level(header, scene)
+        sketch = self._backend.sketch(clicks, level)
+        if sketch is not None:
             next(control.between_frames(), None)  # a cancel that came meanwhile
+            self._progress(header, Step(0, 1), (sketch,))
+        found: list[Found] = []
+        for item in self._backend.preview(clicks, level):
+            next(control.between_frames(), None)
             if not found:
                 self._progress(header, Step(1, 0), (item,))
             found.append(item)

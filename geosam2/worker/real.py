@@ -13,7 +13,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import shapely
@@ -96,11 +96,15 @@ class RealBackend:
             self._segmenter = Segmenter(self._scene, self._model, preset=self._preset, cache=cache)
         return self._segmenter
 
+    def sketch(self, clicks: Clicks, level: int | None) -> Found | None:
+        """None where the whole answer takes no more than the sketch: of several clicks or a box."""
+        if level is not None and (clicks.box or len(clicks.points) > 1):
+            return None
+        mask = self.segmenter.sketch(self._prompt(clicks), level=self._where(level))
+        return self._found_on_frame(mask) if (mask.logits > 0).any() else None
+
     def preview(self, clicks: Clicks, level: int | None) -> Iterator[Found]:
-        chosen = self._level(level)
-        masks = self.segmenter.alternatives(
-            self._prompt(clicks), level="auto" if chosen is None else chosen
-        )
+        masks = self.segmenter.alternatives(self._prompt(clicks), level=self._where(level))
         for mask in masks:
             if (mask.logits > 0).any():
                 yield self._found_on_frame(mask)
@@ -167,6 +171,10 @@ class RealBackend:
 
         # a point each 32 pixels; the zoomed regions of the whole recipe cost four times more
         return {"points": recipe_for(self._model).points[:1], "coverage": ()}
+
+    def _where(self, number: int | None) -> Level | Literal["auto"]:
+        """What the segmenter calls one of the client's resolutions."""
+        return self._level(number) or "auto"
 
     def _level(self, number: int | None) -> Level | None:
         """The scene's level for one of the client's resolutions; None for automatic."""
@@ -268,8 +276,7 @@ class RealFollower:
         self._stale = False  # corrected: a refinement that runs must begin anew
 
     def _start(self, prompt: Prompt, level: Level | None) -> Panning:
-        where: Any = "auto" if level is None else level
-        return self._backend.segmenter.start(prompt, level=where, options=self._limits)
+        return self._backend.segmenter.start(prompt, level=level or "auto", options=self._limits)
 
     def __iter__(self) -> Iterator[Step]:
         while True:
