@@ -11,6 +11,7 @@ import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl, quote
 
 import numpy as np
 
@@ -101,8 +102,54 @@ def png(pixels):
     )
 
 
+CAPABILITIES = """<?xml version="1.0"?>
+<WMS_Capabilities version="1.3.0" xmlns="http://www.opengis.net/wms"
+    xmlns:xlink="http://www.w3.org/1999/xlink">
+<Service><Name>WMS</Name><Title>Imagery</Title></Service>
+<Capability><Request>
+<GetCapabilities><Format>text/xml</Format><DCPType><HTTP><Get>
+<OnlineResource xlink:href="{url}"/></Get></HTTP></DCPType></GetCapabilities>
+<GetMap><Format>image/png</Format><DCPType><HTTP><Get>
+<OnlineResource xlink:href="{url}"/></Get></HTTP></DCPType></GetMap>
+</Request><Exception><Format>XML</Format></Exception>
+<Layer><Title>All</Title><CRS>EPSG:3857</CRS><Layer><Name>lake</Name><Title>Lake</Title>
+<CRS>EPSG:3857</CRS><EX_GeographicBoundingBox><westBoundLongitude>0</westBoundLongitude>
+<eastBoundLongitude>20</eastBoundLongitude><southBoundLatitude>40</southBoundLatitude>
+<northBoundLatitude>55</northBoundLatitude></EX_GeographicBoundingBox>
+<BoundingBox CRS="EPSG:3857" minx="0" miny="5000000" maxx="2200000" maxy="7300000"/>
+</Layer></Layer></Capability></WMS_Capabilities>"""
+
+
+def wms_uri(port, more=""):
+    """The data source of a WMS layer in QGIS."""
+    url = f"http://127.0.0.1:{port}/wms"
+    return f"crs=EPSG:3857&dpiMode=7&format=image/png&layers=lake&styles=&url={url}{more}"
+
+
+class Photo:
+    """Web tiles of a GeoTIFF in EPSG:3857."""
+
+    def __init__(self, path):
+        from osgeo import gdal
+
+        gdal.UseExceptions()
+        self._gdal, self._path = gdal, path
+
+    def __call__(self, z, col, row):
+        """(256, 256, 3) pixels of a tile."""
+        side = 2 * HALF / 2**z
+        left, top = -HALF + col * side, HALF - row * side
+        data = self._gdal.Warp(
+            "", self._path, format="MEM", width=256, height=256, resampleAlg="average",
+            outputBounds=(left, top - side, left + side, top),
+        )  # fmt: skip
+        return np.ascontiguousarray(np.moveaxis(data.ReadAsArray()[:3], 0, 2))
+
+
 class Tiles(BaseHTTPRequestHandler):
-    """Serves /{z}/{x}/{y}.png; /mood?mode=404|503|hang|slow|ok&every=N; /log tells."""
+    """Serves /{z}/{x}/{y}.png and /wms; /mood?mode=404|503|hang|slow|ok&every=N; /log tells."""
+
+    draw = staticmethod(tile_pixels)
 
     protocol_version = "HTTP/1.1"
     mood = {"mode": "ok", "every": 2}
@@ -117,6 +164,8 @@ class Tiles(BaseHTTPRequestHandler):
                 key, _, value = part.partition("=")
                 self.mood[key] = int(value) if value.isdigit() and key == "every" else value
             return self._answer(200, b"ok", "text/plain")
+        if path == "/wms":
+            return self._wms(dict(parse_qsl(self.path.partition("?")[2].upper())))
         z, col, row = (int(v) for v in path.strip("/").removesuffix(".png").split("/"))
         self.seen.append(
             [z, col, row, self.headers.get("Referer", ""), self.path.partition("?")[2]]
@@ -128,7 +177,18 @@ class Tiles(BaseHTTPRequestHandler):
             if mode == "hang":
                 time.sleep(30)
             return self._answer(504 if mode == "hang" else int(mode), b"no", "text/plain")
-        return self._answer(200, png(tile_pixels(z, col, row)), "image/png")
+        return self._answer(200, png(self.draw(z, col, row)), "image/png")
+
+    def _wms(self, query):
+        self.seen.append([query.get("REQUEST"), self.headers.get("Authorization", "")])
+        if query.get("REQUEST") != "GETMAP":
+            url = f"http://{self.headers['Host']}/wms?"
+            return self._answer(200, CAPABILITIES.format(url=url).encode(), "text/xml")
+        left, bottom, right, top = (float(v) for v in query["BBOX"].split(","))
+        width, height = int(query["WIDTH"]), int(query["HEIGHT"])
+        x = left + (np.arange(width) + 0.5) * (right - left) / width
+        y = top - (np.arange(height) + 0.5) * (top - bottom) / height
+        return self._answer(200, png(colours_xyz(x[None, :], y[:, None])), "image/png")
 
     def _answer(self, code, body, kind):
         try:
@@ -145,24 +205,23 @@ class Tiles(BaseHTTPRequestHandler):
         return
 
 
-def serve():
+def serve(draw=tile_pixels):
     """Start a tile server in a thread; returns (server, port)."""
-    handler = type("Tiles", (Tiles,), {"mood": {"mode": "ok", "every": 2}, "seen": []})
+    own = {"mood": {"mode": "ok", "every": 2}, "seen": [], "draw": staticmethod(draw)}
+    handler = type("Tiles", (Tiles,), own)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, server.server_address[1]
 
 
-def xyz_uri(port, more="", version=1):
+def xyz_uri(port, more="", version=1, zmax=18):
     """The data source of an XYZ layer in QGIS."""
-    from urllib.parse import quote
-
     url = quote(f"http://127.0.0.1:{port}/{{z}}/{{x}}/{{y}}.png?v={version}", safe=":/")
-    return f"type=xyz&url={url}&zmin=0&zmax=18{more}"
+    return f"type=xyz&url={url}&zmin=0&zmax={zmax}{more}"
 
 
 if __name__ == "__main__":  # a server in its own process: prints its port and waits for its end
-    server, port = serve()
+    server, port = serve(*map(Photo, sys.argv[1:]))
     print(port, flush=True)
     sys.stdin.read()

@@ -1,5 +1,6 @@
 """The session, the engine and the pixels, with the fake engine: no widgets."""
 
+import base64
 import math
 import os
 import signal
@@ -92,6 +93,60 @@ def test_the_layers_referer_is_sent(server, until, qgis_new_project):
     assert {entry[3] for entry in server.RequestHandlerClass.seen} == {"https://example.org/"}
 
 
+@pytest.fixture
+def wms(server, qgis_new_project):
+    """The lake as a WMS layer."""
+    from qgis.core import QgsProject, QgsRasterLayer
+
+    layer = QgsRasterLayer(scenes.wms_uri(server.port), "wms", "wms")
+    assert layer.isValid(), layer.error().message()
+    QgsProject.instance().addMapLayer(layer)
+    return layer
+
+
+def test_a_wms_layer_is_drawn_cell_by_cell(wms, until):
+    description = pixels.describe(wms)
+    assert description.remote
+    cell = description.resolutions[description.level_for(20.0)]
+    assert 10 < cell < 40
+    left = description.origin[0] + round((scenes.LAKE[0] - description.origin[0]) / cell) * cell
+    top = description.origin[1] - round((description.origin[1] - scenes.LAKE[1]) / cell) * cell
+    bounds = (left, top - 512 * cell, left + 512 * cell, top)
+    source = pixels.PixelSource(wms, description, 30)
+    _, data, share = fetch(source, until, bounds, 512, 512)
+    image = np.frombuffer(data, np.uint8).reshape(512, 512, 4)
+    x = left + (np.arange(512) + 0.5) * cell
+    y = top - (np.arange(512) + 0.5) * cell
+    assert np.array_equal(image[..., :3], scenes.colours_xyz(x[None, :], y[:, None]))
+    assert share == 0.0
+
+
+def test_an_object_of_a_wms_layer_is_followed(session, wms, until):
+    session.set_layer(wms)
+    session.level = session.description.level_for(19.0)
+    preview(session, until, *scenes.LAKE[:2])
+    session.accept()
+    until(lambda: session.results or session.troubles)
+    check_lake(session.results[0])
+
+
+def test_the_layers_login_is_sent(server, until, qgis_new_project):
+    from qgis.core import QgsProject, QgsRasterLayer
+
+    login = "&username=me&password=mine"
+    layer = QgsRasterLayer(scenes.wms_uri(server.port, login), "wms", "wms")
+    assert layer.isValid()
+    QgsProject.instance().addMapLayer(layer)
+    description = pixels.describe(layer)
+    server.RequestHandlerClass.seen.clear()
+    x, y = scenes.LAKE[:2]
+    source = pixels.PixelSource(layer, description, 30)
+    fetch(source, until, (x, y, x + 5120, y + 5120), 512, 512)
+    expected = "Basic " + base64.b64encode(b"me:mine").decode()
+    assert ["GETMAP", expected] in server.RequestHandlerClass.seen
+    assert "mine" not in description.source
+
+
 @pytest.mark.parametrize("mode", ["404", "503"])
 def test_failed_tiles_are_measured(basemap, server, until, mode):
     server.RequestHandlerClass.mood["mode"] = mode
@@ -132,6 +187,65 @@ def test_a_click_gives_a_preview_and_enter_the_object(session, raster, until):
     assert result.shape.figures["open_edges"] == 0
     assert result.prompt["points"] == [list(scenes.POND[:2])]
     assert session.state is State.EMPTY
+
+
+def test_a_sketch_is_shown_until_the_answer_is_there(session, raster, until):
+    seen = []
+    session.shape_changed.connect(lambda shape: shape and seen.append((session.state, shape)))
+    session.set_layer(raster)
+    session.level = 0
+    preview(session, until, *scenes.POND[:2])
+    assert [state for state, _ in seen] == [State.THINKING, State.THINKING, State.PREVIEW]
+    for _, shape in seen:
+        assert shape.geometry.contains(point(*scenes.POND[:2]))
+    session.accept()
+    until(lambda: session.results or session.troubles)
+    assert session.results
+
+
+def test_enter_on_a_sketch_waits_for_the_answer(session, raster, until):
+    session.set_layer(raster)
+    session.level = 0
+    session.add_point(*scenes.POND[:2], 1)
+    until(lambda: session.shape is not None)
+    assert session.state is State.THINKING
+    session.accept()
+    assert session.results == []
+    until(lambda: session.results)
+    assert session.results[0].shape.geometry.area() == pytest.approx(math.pi * 6000, rel=0.01)
+
+
+def test_detail_automatic_finds_the_zoom_and_follows_at_it(session, raster, until):
+    session.set_layer(raster)
+    session.level = "auto"
+    shape = preview(session, until, *scenes.POND[:2])
+    assert shape.figures["level"] > 0
+    session.accept()
+    until(lambda: session.results or session.troubles)
+    assert session.results[0].shape.geometry.area() == pytest.approx(math.pi * 6000, rel=0.02)
+
+
+def test_the_engine_is_warmed_up_once_there_is_imagery(session, raster, until):
+    loaded = []
+    session.loaded.connect(loaded.append)
+    session.warm_up()
+    assert not session.engine.running  # nothing to work on
+    session.set_layer(raster)
+    session.warm_up()
+    until(lambda: loaded)
+    assert session.state is State.EMPTY
+    session.warm_up()
+    assert len(session.engine._pending) <= 1  # what was said is not said again
+
+
+def test_warming_up_does_not_repeat_a_complaint(session, raster, until, plugin_settings):
+    plugin_settings.setValue("geosam2/python", "/no/such/python")
+    session.set_layer(raster)
+    session.warm_up()
+    until(lambda: session.troubles)
+    session.warm_up()
+    assert len(session.troubles) == 1
+    assert not session.engine.running
 
 
 def test_a_negative_click_removes_the_neighbour_and_backspace_brings_it_back(

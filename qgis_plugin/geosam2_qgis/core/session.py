@@ -96,6 +96,7 @@ class Session(QObject):
         self._source = None
         self._opened = None  # (engine generation, layer) that `open` was sent for
         self._loaded = None  # (engine generation, preset) that `load_model` was sent for
+        self._failed = ""  # the Python whose engine failed last
         self._job = None  # id of the preview or follow that runs
         self._held = None  # (need, bytes) that waits for the user's decision
         self._tolerant = False
@@ -126,8 +127,12 @@ class Session(QObject):
         self._opened = None
 
     def warm_up(self):
-        """Start the engine and load the model while the user still looks for a place to click."""
-        if self.description and settings.find_python():
+        """Start the engine and load the model while the user still looks for a place to click.
+
+        Not with a Python that has failed before: it takes a click to be told the same twice.
+        """
+        useless = ("", self._failed)
+        if self.description and self.state is State.EMPTY and settings.find_python() not in useless:
             self._prepare()
 
     # prompt ---------------------------------------------------------------------------------
@@ -267,6 +272,7 @@ class Session(QObject):
             self._opened = self._loaded = None
             self._show_error(header)
         elif header["op"] == "loaded":
+            self._failed = ""
             self.loaded.emit(header)
 
     def _previewed(self, header, payload):
@@ -487,6 +493,7 @@ class Session(QObject):
 
     def _engine_failed(self, trouble):
         self._job = self._opened = self._loaded = None
+        self._failed = settings.find_python()
         self.reset()
         self.trouble.emit(trouble)
 

@@ -64,6 +64,7 @@ class Controller(QObject):
             (self.panel.wanted, self.do),
             (self.panel.changed, self._choice),
             (self.dock.layer_box.layerChanged, self._layer_chosen),
+            (self.dock.entered, session.warm_up),
             (self.escape.activated, session.escape),
             (session.state_changed, self._state_changed),
             (session.prompt_changed, self._prompt_changed),
@@ -282,7 +283,8 @@ class Controller(QObject):
             self.marks.show_shape(None, QgsCoordinateReferenceSystem())
             self.panel.set_quality(None)
             return
-        self.marks.show_shape(shape.geometry, layer.crs())
+        sketch = self.session.state is State.THINKING
+        self.marks.show_shape(shape.geometry, layer.crs(), sketch)
         self.panel.set_quality(shape.figures, *self._thresholds())
         if self.session.state is State.PREVIEW:
             self.panel.set_alternatives(self.session.alternatives)

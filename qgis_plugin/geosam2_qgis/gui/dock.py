@@ -1,12 +1,16 @@
 """The dock. What is in it is made when it is first shown."""
 
 from qgis.gui import QgsDockWidget
+from qgis.PyQt.QtCore import pyqtSignal
 
 from ..core.i18n import tr
 
 
 class Dock(QgsDockWidget):
     """Dock widget "GeoSAM2"."""
+
+    entered = pyqtSignal()
+    """The mouse has come in: something is going to be pressed."""
 
     def __init__(self, parent=None):
         super().__init__(tr("GeoSAM2"), parent)
@@ -17,6 +21,10 @@ class Dock(QgsDockWidget):
     def showEvent(self, event):
         self.wake()
         super().showEvent(event)
+
+    def enterEvent(self, event):
+        self.entered.emit()
+        super().enterEvent(event)
 
     def fill(self):
         """Make the panel, with QGIS's list of raster layers in it."""

@@ -30,8 +30,10 @@ class Marks:
         band.setLineStyle(style)
         return band
 
-    def show_shape(self, geometry, crs):
-        """The shape so far, or None."""
+    def show_shape(self, geometry, crs, sketch=False):
+        """The shape so far, or None; a sketch, which a better one will replace, is dashed."""
+        style = Qt.PenStyle.DashLine if sketch else Qt.PenStyle.SolidLine
+        self._shape.setLineStyle(style)
         self._shape.reset(polygon_type())
         if geometry is not None:
             self._shape.setToGeometry(QgsGeometry(geometry), crs)
