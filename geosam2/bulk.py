@@ -29,7 +29,7 @@ from geosam2.files import whole
 from geosam2.prompts import network_box, network_points
 from geosam2.recipe import frame_size_for
 from geosam2.scene import Frame, Scene, open_scene
-from geosam2.steps import network_of, remember_network
+from geosam2.steps import Asking, network_of, remember_network
 from geosam2.tiling import FrameGrid, FrameIndex
 from geosam2.vectorize import geodesic_area, polygons
 
@@ -72,16 +72,10 @@ class _Asked:
         return len(self.rows)
 
 
-@dataclass(frozen=True)
-class PromptJob:
-    """All that a worker needs to know; the prompts wait in the folder, a file a batch."""
+@dataclass(frozen=True, kw_only=True)
+class PromptJob(Asking):
+    """A run that answers prompts, which wait in its folder, a file a batch."""
 
-    scene: Scene
-    """What is looked at."""
-    model: Callable[[], Network]
-    """Makes the network; called once a process."""
-    folder: Path
-    """Where prompts and answers lie; all workers see it."""
     size: int
     """Side of a frame in pixels."""
     overlap: int
@@ -90,8 +84,6 @@ class PromptJob:
     """Prompts per call of the mask decoder."""
     simplify_m: float | None = None
     """Tolerance of the outlines in metres."""
-    threads: int | None = None
-    """Threads of the network in each process; None leaves torch's own choice."""
 
     def grid(self, level: int) -> FrameGrid:
         """The frames of a level."""
@@ -174,7 +166,15 @@ def segment_prompts(
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="geosam2_"))
-        job = PromptJob(scene, maker, Path(folder), size, overlap, chunk, simplify_m)
+        job = PromptJob(
+            scene=scene,
+            model=maker,
+            folder=Path(folder),
+            size=size,
+            overlap=overlap,
+            chunk=chunk,
+            simplify_m=simplify_m,
+        )
         executor = stack.enter_context(
             executor_for(job, workers=workers, scheduler=scheduler, client=client)
         )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import shapely
@@ -47,28 +47,34 @@ if TYPE_CHECKING:
 Kind = Literal["find", "settle", "draw", "join"]
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a worker needs to know; small, and picklable if the scene is."""
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What every job that asks the network has; small, and picklable if the scene is."""
 
     scene: Scene
     """What is looked at."""
     model: Callable[[], Network]
     """Makes the network; called once a process."""
+    folder: Path
+    """Where the steps leave their files; all workers see it."""
+    threads: int | None = None
+    """Threads of the network in each process; None leaves torch's own choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Asking):
+    """A run that finds everything: all that a worker needs to know."""
+
     recipe: Recipe
     """How."""
     grid: FrameGrid
     """Which frames."""
-    folder: Path
-    """Where the steps leave their files; all workers see it."""
     block: int = 8
     """Frames along the side of a block."""
     judge: bool = True
     """Let the memory decide where linking is in doubt."""
     region: bytes | None = None
     """Region of interest as WKB in the scene's CRS."""
-    threads: int | None = None
-    """Threads of the network in each process; None leaves torch's own choice."""
     about: dict[str, Any] = field(default_factory=dict)
     """Columns that are the same for all objects: model, source, date."""
 
@@ -178,19 +184,7 @@ def frames_to_visit(job: Job, block: Node) -> list[FrameKey]:
 _NETWORKS: dict[Callable[[], Network], Network] = {}
 
 
-class Asks(Protocol):
-    """A job that asks the network."""
-
-    @property
-    def model(self) -> Callable[[], Network]:
-        """Makes the network; called once a process."""
-
-    @property
-    def threads(self) -> int | None:
-        """Threads of the network in each process; None leaves torch's own choice."""
-
-
-def network_of(job: Asks) -> Network:
+def network_of(job: Asking) -> Network:
     """The network of this process, made when it is first needed."""
     import torch
 
