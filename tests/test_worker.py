@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from geosam2.worker import protocol
 from geosam2.worker.fake import FRAME, FakeBackend, grow, polygons_wkb, trace, wkb_area
 from geosam2.worker.loop import MAX_QUEUE, OPS, Worker
+from geosam2.worker.real import _interruptible
 from geosam2.worker.source import SceneInfo
 
 CELL = 10.0
@@ -251,6 +253,41 @@ def test_pause_is_answered_while_pixels_are_missing(client: Client) -> None:
     client.draws = True
     client.paint(client.needs[-1])
     client.wait("result")
+
+
+def test_pause_and_cancel_act_when_the_running_call_of_the_network_ends() -> None:
+    ends: list[float] = []
+
+    def decode() -> None:
+        time.sleep(0.05)
+        ends.append(time.monotonic())
+
+    class Calling(FakeBackend):
+        def open(self, scene, read, poll):  # type: ignore[no-untyped-def]
+            super().open(scene, read, poll)
+            self.network = SimpleNamespace(encode=decode, decode=decode)
+            _interruptible(self.network, poll)  # type: ignore[arg-type]
+
+        def sketch(self, clicks, level):  # type: ignore[no-untyped-def]
+            while len(ends) < 2000:
+                self.network.decode()
+
+    client = Client(Calling()).open()
+    client.send("preview", 1, prompt=PROMPT, level=0)
+    while not ends:
+        time.sleep(0.01)
+    client.send("pause")
+    client.wait("paused")
+    slack = 0.1 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others want cores, too
+    assert time.monotonic() - ends[-1] < slack
+    calls = len(ends)
+    time.sleep(0.2)
+    started = time.monotonic()
+    client.send("cancel", 2, job=1)
+    client.wait("cancelled")
+    assert time.monotonic() - started < slack
+    assert len(ends) == calls
+    client.close()
 
 
 @pytest.mark.parametrize("paused", [False, True])
