@@ -110,6 +110,7 @@ def find_masks(
     if not allowed.any():
         return FrameMasks((), 0.0, float(_core(valid, layout).mean()), 0)
     found: list[Part] = []
+    weak = _joined([], layout.size)
     decoded = 0
     whole: Any = None
     explained = np.zeros((layout.size // CELL, layout.size // CELL), bool)  # cells of the frame
@@ -124,6 +125,10 @@ def find_masks(
         known = _magnified(explained, region.box, frame_box, region.zoom)
         candidates, asked_for = _search(network, features, points, recipe, layout.size, known)
         decoded += asked_for
+        firm = _passing(candidates, recipe)
+        if region.zoom == 1:
+            weak = candidates[~firm]
+        candidates = candidates[firm]
         candidates = _clean(candidates, valid[inside], recipe.min_region)
         if region.zoom > 1:
             candidates = candidates[~_touches_border(candidates.logits)]
@@ -134,15 +139,18 @@ def find_masks(
     if whole is None:
         whole = _encode(network, pixels)
     found = _suppress_across(found, recipe.duplicate_iou)
-    more, asked_for = _fill(network, whole, found, allowed, layout, key, recipe)
-    parts = _ranked([*found, *more])
+    bare = _Bare(found, valid, layout, key, recipe)
+    bare.fill(weak)
+    points = bare.points(allowed)
+    bare.fill(_ask_all(network, whole, points, recipe))
+    parts = _ranked([*found, *bare.filled])
     if recipe.features:
         parts = [_with_feature(p, whole.embedding[0], frame_box) for p in parts]
     covered = _covered(parts, frame_box)
     cells = _cell_share(valid) > 0.5
     coverage = float(covered[cells].mean()) if cells.any() else 0.0
     return FrameMasks(
-        tuple(parts), coverage, float(_core(valid, layout).mean()), decoded + asked_for
+        tuple(parts), coverage, float(_core(valid, layout).mean()), decoded + len(points)
     )
 
 
@@ -187,7 +195,8 @@ def _search(
 ) -> tuple[_Candidates, int]:
     """Ask for all points, a chunk at a time; with `skip_explained`, coarse points come first.
 
-    `explained` are cells where a larger tier found small things already.
+    `explained` are cells where a larger tier found small things already. Candidates that pass the
+    limits only when they are relaxed come back too.
     """
     kept: list[_Candidates] = []
     asked = 0
@@ -198,8 +207,9 @@ def _search(
                 continue
         asked += len(chunk)
         found = _ask(network, features, chunk, recipe)
-        if recipe.skip_explained and len(found):
-            explained = explained | _middles(found.logits)
+        firm = found[_passing(found, recipe)]
+        if recipe.skip_explained and len(firm):
+            explained = explained | _middles(firm.logits)
         kept.append(found)
     return _joined(kept, size), asked
 
@@ -239,21 +249,31 @@ def _middles(logits: NDArray[np.int8]) -> BoolArray:
     return out
 
 
-def _ask(
-    network: Network,
-    features: Any,
-    points: NDArray[np.float32],
-    recipe: Recipe,
-    share: float = 1.0,
+def _ask_all(
+    network: Network, features: Any, points: NDArray[np.float32], recipe: Recipe
 ) -> _Candidates:
-    """Three masks a point, filtered by predicted IoU first, then by stability and by both.
+    chunks = range(0, len(points), recipe.chunk)
+    found = [_ask(network, features, points[i : i + recipe.chunk], recipe) for i in chunks]
+    return _joined(found, features.embedding.shape[-1] * 16)
 
-    `share` scales the limits.
-    """
+
+def _passing(candidates: _Candidates, recipe: Recipe, share: float = 1.0) -> BoolArray:
+    """True for masks above the limits times `share`."""
+    passing: BoolArray = candidates.iou >= share * recipe.min_iou
+    passing &= candidates.stability >= share * recipe.min_stability
+    passing &= candidates.score >= share * recipe.min_score
+    return passing
+
+
+def _ask(
+    network: Network, features: Any, points: NDArray[np.float32], recipe: Recipe
+) -> _Candidates:
+    """Three masks a point, those that pass the most relaxed limits: by predicted IoU first."""
     from geosam2_model import Prompts
 
     # pixel corners here, pixel centres in the network
     xy = torch.from_numpy(points - np.float32(0.5))[:, None]
+    share = min(recipe.coverage, default=1.0)
     with torch.inference_mode():
         prompts = Prompts(points=xy, labels=torch.ones(len(xy), 1, dtype=torch.int64))
         out = network.decode(features, prompts, multimask=True)
@@ -444,36 +464,41 @@ def _ranked(parts: list[Part]) -> list[Part]:
 # --- where nothing was found
 
 
-def _fill(
-    network: Network,
-    features: Any,
-    found: list[Part],
-    allowed: BoolArray,
-    layout: Layout,
-    key: FrameKey,
-    recipe: Recipe,
-) -> tuple[list[Part], int]:
-    """Ask again where nothing was accepted, step by step less strict; keep what is mostly new."""
-    frame_box = layout.frame(key)
-    covered = _covered(found, frame_box)
-    more: list[Part] = []
-    asked = 0
-    for share in recipe.coverage:
-        bare = allowed & ~np.kron(covered, np.ones((CELL, CELL), bool))
-        points = kept_points(point_grid(recipe.coverage_points, layout.size), bare, layout.size)
-        candidates = []
-        for start in range(0, len(points), recipe.chunk):
-            chunk = points[start : start + recipe.chunk]
-            asked += len(chunk)
-            candidates.append(_ask(network, features, chunk, recipe, share))
-        clean = _clean(_joined(candidates, layout.size), allowed, recipe.min_region)
-        clean = clean[_suppress(clean, recipe.duplicate_iou)]
-        for part in _parts(clean, frame_box, frame_box, key):
-            mask = part.soft_in(frame_box) > 0.5
-            if (mask & ~covered).sum() > 0.5 * mask.sum():
-                covered |= mask
-                more.append(part)
-    return more, asked
+class _Bare:
+    """Cells where nothing was accepted, filled step by step less strictly with what is new."""
+
+    def __init__(
+        self,
+        found: Sequence[Part],
+        valid: BoolArray,
+        layout: Layout,
+        key: FrameKey,
+        recipe: Recipe,
+    ) -> None:
+        self.filled: list[Part] = []
+        self._covered = _covered(found, layout.frame(key))
+        self._valid, self._layout, self._key, self._recipe = valid, layout, key, recipe
+
+    def points(self, allowed: BoolArray) -> NDArray[np.float32]:
+        """The denser grid's points on bare pixels."""
+        if not self._recipe.coverage:
+            return np.zeros((0, 2), np.float32)
+        side, size = self._recipe.coverage_points, self._layout.size
+        bare = allowed & ~np.kron(self._covered, np.ones((CELL, CELL), bool))
+        return kept_points(point_grid(side, size), bare, size)
+
+    def fill(self, candidates: _Candidates) -> None:
+        """Accept what lies mostly on bare cells, the best first."""
+        recipe, box = self._recipe, self._layout.frame(self._key)
+        for share in recipe.coverage:
+            passing = candidates[_passing(candidates, recipe, share)]
+            clean = _clean(passing, self._valid, recipe.min_region)
+            clean = clean[_suppress(clean, recipe.duplicate_iou)]
+            for part in _parts(clean, box, box, self._key):
+                mask = part.soft_in(box) > 0.5
+                if (mask & ~self._covered).sum() > 0.5 * mask.sum():
+                    self._covered |= mask
+                    self.filled.append(part)
 
 
 def _covered(parts: Sequence[Part], frame_box: Box) -> BoolArray:
