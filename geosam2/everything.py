@@ -26,7 +26,7 @@ from geosam2.cluster import (
     threads_per_worker,
 )
 from geosam2.errors import GeoreferenceError, GeoSAM2Error, PromptError
-from geosam2.recipe import Recipe, frame_size_for, recipe_for
+from geosam2.recipe import Recipe, frame_size_for, overlap_for, recipe_for
 from geosam2.scene import Scene, open_scene
 from geosam2.steps import Job, remember_network
 from geosam2.tiling import FrameGrid
@@ -145,7 +145,7 @@ def plan(
         level: See there.
         recipe: See there.
         roi: See there.
-        overlap: Pixels that neighbouring frames share; a quarter of the frame by default.
+        overlap: Pixels that neighbouring frames share; by default `overlap_for` the model.
         frame_size: Pixels along a frame; by default `frame_size_for` the model.
         block: Frames along the side of a block, the unit of work.
         judge: Let the memory decide where linking is in doubt.
@@ -159,7 +159,7 @@ def plan(
     remember_network(maker, network)
     recipe = _recipe(recipe or recipe_for(network), choices)
     size = frame_size or frame_size_for(network)
-    overlap = size // 4 if overlap is None else overlap
+    overlap = overlap_for(network, size) if overlap is None else overlap
     area = region_of_interest(roi, scene)
     if area is not None:
         scene = scene.within(area.bounds)

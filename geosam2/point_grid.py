@@ -43,17 +43,30 @@ def regions(layout: Layout, key: FrameKey, per_side: tuple[int, ...]) -> Iterato
         key: The frame.
         per_side: Points per side for zoom 1, 2 and 4; 0 or missing leaves the tier out.
 
+    Frames of odd rows and columns ask half-way between the places of even ones, so what several
+    frames share is asked about twice (or, in half a frame, four times) as densely by all together.
+
     >>> layout = Layout(512, 128)
     >>> [(r.zoom, len(r.points)) for r in regions(layout, (0, 0), (32, 16, 0))]
     [(1, 1024), (2, 256), (2, 256), (2, 256), (2, 256)]
+    >>> next(regions(layout, (0, 1), (2,))).points.tolist()
+    [[256.0, 128.0], [256.0, 384.0]]
     """
     for zoom, side in zip(ZOOMS, per_side, strict=False):
         if side == 0:
             continue
-        points = point_grid(side, layout.size)
+        points = _interlaced(point_grid(side, layout.size), layout.size / side, layout.size, key)
         for row in range(zoom):
             for col in range(zoom):
                 yield Region(layout.region(key, zoom, row, col), zoom, points)
+
+
+def _interlaced(
+    points: NDArray[np.float32], spacing: float, size: int, key: FrameKey
+) -> NDArray[np.float32]:
+    shift = np.array([key[1] % 2, key[0] % 2], np.float32) * np.float32(spacing / 2)
+    moved: NDArray[np.float32] = points + shift
+    return moved[np.all(moved < size, axis=1)]
 
 
 def kept_points(

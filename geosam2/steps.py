@@ -243,9 +243,12 @@ def _compare_block(job: Job, block: Node) -> Borders:
 
 
 def _later_neighbours(frame: FrameKey) -> list[FrameKey]:
-    """East and south. What diagonal neighbours share, those two share with both of them."""
+    """East, and the three to the south: each pair of frames that share pixels comes up once.
+
+    Corners count too: a small thing on one may have been asked about by the two across it alone.
+    """
     row, col = frame
-    return [(row, col + 1), (row + 1, col)]
+    return [(row, col + 1), (row + 1, col - 1), (row + 1, col), (row + 1, col + 1)]
 
 
 def _parts_by_frame(job: Job, block: Node) -> dict[FrameKey, list[Part]]:

@@ -408,7 +408,7 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     told = CliRunner().invoke(
         command, [path, "--dry-run", "--points", "8", "--no-coverage"], catch_exceptions=False
     )
-    assert "frames     4 in" in told.stdout
+    assert "frames     6 in" in told.stdout
     wrong = CliRunner().invoke(command, [path, "--dry-run", "--points", "a,b"])
     assert wrong.exit_code == 2
     assert "32,16,4" in wrong.output

@@ -72,6 +72,25 @@ def test_point_grid_is_that_of_sam():
     np.testing.assert_allclose(point_grid(side, 96), expected, rtol=1e-6)
 
 
+def test_frames_that_share_pixels_ask_at_different_places():
+    layout = Layout(256, 128)
+    asked = [
+        (region.box.top + y, region.box.left + x)
+        for key in [(0, 0), (0, 1), (1, 0), (1, 1)]
+        for region in regions(layout, key, (8,))
+        for x, y in region.points
+    ]
+    shared = layout.frame((0, 0)) & layout.frame((1, 1))
+    inside = [
+        (row, col)
+        for row, col in asked
+        if shared.top < row < shared.bottom and shared.left < col < shared.right
+    ]
+    rows, cols = (np.unique([place[axis] for place in inside]) for axis in (0, 1))
+    assert len(inside) == len(set(inside)) == len(rows) * len(cols)
+    assert set(np.diff(rows)) == set(np.diff(cols)) == {16.0}
+
+
 def test_tiers_can_be_left_out():
     assert {r.zoom for r in regions(LAYOUT, (0, 0), (8, 0, 2))} == {1, 4}
 
