@@ -50,7 +50,7 @@ def segment(
         model: Name or path of weights, or a loaded model; default the embedded one.
         preset: "rapid" or "high-res".
         max_frames: Frames looked at for one object, at most.
-        refine: With level "auto": sharpen the outline at the finest level.
+        refine: Sharpen the outline at the finest level; the default with level "auto".
         cache: Where encoded frames are kept.
         on_step: Called with the prompt and the step after each frame.
         **geometry: min_area_m2, simplify_m, orthogonal (buildings), smooth (natural things).

@@ -13,6 +13,7 @@ from geosam2 import quality
 from geosam2.cache import EmbeddingCache
 from geosam2.prompts import Prompt
 from geosam2.refine import rescaled
+from geosam2.runs import PromptedRun, Task
 from geosam2.segmenter import Segmenter
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
@@ -47,3 +48,14 @@ def test_what_a_coarse_level_shows_is_at_the_same_place_on_a_finer_one(tmp_path,
     assert refined.level.index == 0
     assert all(report.accepted for report in refined.frames)
     assert quality.polygon_iou(from_mosaic(refined.mosaic), TRUTH) > 0.985
+
+
+@pytest.mark.parametrize(("refine", "finest"), [(None, 2), (True, 0)])
+def test_what_is_followed_at_a_level_is_refined_if_asked(tmp_path, refine, finest):
+    it, click = segmenter(tmp_path, 640, 640), Prompt(((LEFT + 250, TOP - 350),))
+    (masklet,) = it.objects([click], level=2, refine=refine)
+    assert masklet.level.index == finest
+    run = PromptedRun(it, Task((click,), level=2, refine=refine))
+    phases = {phase for _, phase, _ in run}
+    assert ("refine" in phases) == bool(refine)
+    assert run.rows[0]["level"] == masklet.level.label

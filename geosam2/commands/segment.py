@@ -56,7 +56,11 @@ _STOPPED = "stopped"
 @click.option("--preset", type=click.Choice(["rapid", "high-res"]), help="Quick or thorough.")
 @click.option("--model", help="Name or path of weights; default as the preset says.")
 @click.option("--max-frames", default=50, show_default=True, help="Frames for one object.")
-@click.option("--refine/--no-refine", default=None, help="Sharpen at the finest level.")
+@click.option(
+    "--refine/--no-refine",
+    default=None,
+    help="Sharpen at the finest level; the default without --level.",
+)
 @click.option("--min-area", default=0.0, help="Drop smaller parts and holes, square metres.")
 @click.option("--simplify", type=float, help="Simplify outlines by so many metres.")
 @click.option("--orthogonal", is_flag=True, help="Right angles, for buildings.")
