@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     import geopandas
 
 
+log = logging.getLogger(__name__)
+
 SAVE_EVERY = 10.0  # seconds between two stored states
 STATES = "current.safetensors", "refined-*.safetensors"  # files of the object at hand
 TORN = f".*{PARTIAL}"  # what a process that was killed while writing leaves
@@ -51,7 +55,7 @@ class Task:
     options: PanOptions = field(default_factory=PanOptions)
     """How to follow."""
     refine: bool | None = None
-    """Sharpen at the finest level; None = as the preset says."""
+    """Sharpen at the finest level; None = as the preset says for "auto", else not."""
     geometry: dict[str, Any] = field(default_factory=dict)
     """min_area_m2, simplify_m, orthogonal, smooth."""
 
@@ -144,8 +148,7 @@ class PromptedRun:
                 yield mask.prompt, "follow", step
             masklet = self._panning.masklet
             self._note_unread(number, self._panning.reports.values())
-        refine = self.segmenter.preset.refine if self.task.refine is None else self.task.refine
-        if refine and self.task.level == "auto":
+        if self._refines:
             self.pause()  # the object is whole: what is left is its outline
             frames = self.task.options.max_frames
             for run in self.segmenter.refinements(masklet, max_frames=frames):
@@ -157,6 +160,12 @@ class PromptedRun:
                 masklet = run.masklet
                 self._note_unread(number, run.reports)
         self._finish(number, masklet)
+
+    @property
+    def _refines(self) -> bool:
+        if self.task.refine is not None:
+            return self.task.refine
+        return self.segmenter.preset.refine and self.task.level == "auto"
 
     def _note_unread(self, number: int, reports: Iterable[FrameReport]) -> None:
         for report in reports:
@@ -192,9 +201,17 @@ class PromptedRun:
             return
         row = {**row, "geometry": shapely.to_wkb(row["geometry"], hex=True)}
         stored = {"number": number, "unread": self.unread.get(number, ""), "row": row}
-        with (self.folder / "finished.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(stored) + "\n")
-        self._remove(*STATES)
+        with self._going_on():
+            _append(self.folder / "finished.jsonl", json.dumps(stored) + "\n")
+            self._remove(*STATES)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A full disk costs the newest state and not the run."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("the state in %s cannot be written (%s): going on", self.folder, error)
 
     def _save_sometimes(self) -> None:
         if time.monotonic() - self._saved > SAVE_EVERY:
@@ -202,11 +219,12 @@ class PromptedRun:
 
     def pause(self) -> None:
         """Store the state of the object at hand."""
-        if self.folder is not None and self._refining is not None:
-            self._refining.save(self._state_of(self._refining) or self.folder)
-        elif self.folder is not None and self._panning is not None:
-            self._panning.save(self.folder / "current.safetensors")
         self._saved = time.monotonic()
+        with self._going_on():
+            if self.folder is not None and self._refining is not None:
+                self._refining.save(self._state_of(self._refining) or self.folder)
+            elif self.folder is not None and self._panning is not None:
+                self._panning.save(self.folder / "current.safetensors")
 
     def result(self, *, partial: bool = False) -> geopandas.GeoDataFrame:
         """Finished objects; with `partial` also the one at hand, as far as it is known."""
@@ -242,6 +260,18 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"there is no run to resume in {folder} ({error}): start it without --resume"
         ) from error
     return about
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line or, if the disk is full, nothing of it."""
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def _finished(folder: Path) -> dict[int, dict[str, Any]]:

@@ -131,6 +131,39 @@ def test_a_finished_run_leaves_nothing_behind(scene, tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_costs_the_state_and_not_the_run(
+    scene, straight, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(runs, "SAVE_EVERY", 0.0)
+    run = PromptedRun(segmenter(scene), Task((CLICK,)), tmp_path)
+    steps = iter(run)
+    next(steps)
+    (tmp_path / "finished.jsonl").symlink_to("/dev/full")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    list(steps)
+    assert outline(run).equals(straight[0])
+    assert f"the state in {tmp_path} cannot be written ([Errno 28] No space left" in caplog.text
+
+
+def test_half_a_line_is_taken_back(tmp_path):
+    """The system lets no file grow beyond 6 bytes here."""
+    code = "import resource as r, signal, sys; from pathlib import Path; from geosam2 import runs; "
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "runs._append(Path(sys.argv[1]), 'one\\n'); r.setrlimit(r.RLIMIT_FSIZE, (6, 6)); "
+    code += "runs._append(Path(sys.argv[1]), 'another\\n')"
+    path = tmp_path / "finished.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
+    )
+    assert "File too large" in done.stderr
+    assert path.read_text() == "one\n"
+
+
 def test_options_of_another_version_are_refused(scene, tmp_path):
     PromptedRun(segmenter(scene), Task((CLICK,)), tmp_path)
     stored = runs.read_about(tmp_path)["task"]
