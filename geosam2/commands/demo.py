@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import shapely
 
     from geosam2.masklet import Masklet
+    from geosam2.propagate import Panning
+    from geosam2.refine import Refining
     from geosam2.segmenter import Segmenter
 
 TILE, ZOOM = (773380, 440482), 20  # web tile of the scene's upper left corner, at its native zoom
@@ -27,8 +29,8 @@ class _Target:
     name: str
     click: tuple[float, float]
     """Column and row of the scene's native pixels."""
-    level: str = "auto"
-    """Where it is followed; what is found is then refined at native pixels."""
+    level: int | None = None
+    """Where it is followed, and then refined; None = the zoom that shows it best."""
     building: bool = False
     """OpenStreetMap knows its outline."""
 
@@ -37,7 +39,7 @@ TARGETS = (
     _Target("house", (1080, 762), building=True),
     _Target("sports hall", (128, 400), building=True),
     # zebra crossings end it at native pixels; four times coarser they are specks
-    _Target("highway", (600, 2730), level="2"),
+    _Target("highway", (600, 2730), level=2),
 )
 
 
@@ -125,12 +127,18 @@ def example(name: str) -> Path:
 def _follow(segmenter: Segmenter, target: _Target, number: int, max_frames: int) -> Masklet:
     from geosam2.masklet import PanOptions
     from geosam2.prompts import Prompt
-    from geosam2.segmenter import level_from
 
-    level: Any = level_from(segmenter.scene, target.level)
     options = PanOptions(max_frames=max_frames)
     prompt = Prompt((_on_map(*target.click),), crs="EPSG:3857", object_id=number)
-    return next(segmenter.objects([prompt], level=level, options=options, refine=True))
+    if target.level is None:
+        return next(segmenter.objects([prompt], options=options))
+    run: Panning | Refining = segmenter.start(prompt, level=target.level, options=options)
+    list(run)
+    masklet = run.masklet
+    for run in segmenter.refinements(masklet, max_frames=max_frames):
+        list(run)
+        masklet = run.masklet
+    return masklet
 
 
 def _on_map(column: float, row: float) -> tuple[float, float]:
