@@ -26,7 +26,6 @@ SCENARIOS = (
     "click_a_pond warm_clicks follow_a_lake kill_of_the_engine slow_model_load processing_dialog "
     "slow_tiles_in_processing"
 )
-REAL = "real_clicks real_automatic_detail real_pause_and_correct"
 
 
 def main() -> None:
@@ -46,7 +45,6 @@ def main() -> None:
     for name in left_out:
         command += ["--deselect", f"tests/qgis/test_desktop.py::{name}"]
     environment = {**os.environ, "GEOSAM2_SCENARIOS": SCENARIOS, "GEOSAM2_QGIS_OUT": str(OUT)}
-    environment["GEOSAM2_REAL_SCENARIOS"] = REAL
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     figures = {"load_average": os.getloadavg()[0]}
     for name in ("desktop",) if quick else ("desktop", "real"):

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -35,9 +36,10 @@ from qgis.core import (
     QgsRasterLayer,
     QgsRectangle,
     QgsSettings,
+    QgsVectorLayer,
 )
-from qgis.PyQt.QtCore import QPoint, QTimer
-from qgis.PyQt.QtWidgets import QDockWidget, QPushButton, QToolBar
+from qgis.PyQt.QtCore import QEvent, QObject, QPoint, QTimer
+from qgis.PyQt.QtWidgets import QAction, QDockWidget, QPushButton, QToolBar
 from qgis.utils import iface, plugin_times, plugins
 
 OUT = Path(SETUP["out"])
@@ -141,6 +143,12 @@ def view(left, bottom, right, top):
     canvas.setExtent(QgsRectangle(left, bottom, right, top))
     canvas.refresh()
     yield pause(0.3)
+    yield lambda: not canvas.isDrawing()
+
+
+def drawn():
+    """QGIS begins to draw what was added a moment later."""
+    yield pause(0.6)
     yield lambda: not canvas.isDrawing()
 
 
@@ -251,15 +259,71 @@ class Gaps:
         now = time.perf_counter()
         self.worst, self._last = max(self.worst, now - self._last), now
 
-    def stop(self, name, limit=1500):
+    def stop(self, name):
         """Note the figure in ms; a window that stood still is an error.
 
-        The limit is far above the figures of a quiet machine, but below what there is to wait for.
+        A quiet machine stays below 50. The limit is below what there is to wait for, a model that
+        loads for seconds or a tile server that takes two, unless others want the cores as well.
         """
         self._timer.stop()
         Gaps.running.remove(self)
         figures[name] = round(1000 * self.worst, 1)
-        assert figures[name] < limit, f"{name}: {figures[name]}"
+        limit = 500 * max(1.0, os.getloadavg()[0] / os.cpu_count())
+        assert figures[name] < limit, f"{name}: {figures[name]}, limit {limit:.0f}"
+
+
+class Stopwatch(QObject):
+    """From clicks on the map to the pictures of their answers, in ms.
+
+    A picture counts once the canvas was painted after the session had got a shape for the prompt
+    with this very click in it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = [], []
+        self._clicked = self._told = None
+        canvas.viewport().installEventFilter(self)
+        session().shape_changed.connect(self._shape)
+        session().state_changed.connect(self._state)
+
+    def stop(self):
+        canvas.viewport().removeEventFilter(self)
+        session().shape_changed.disconnect(self._shape)
+        session().state_changed.disconnect(self._state)
+
+    def eventFilter(self, watched, event):
+        if event.type() == QEvent.Type.MouseButtonRelease:
+            self._clicked, self._told = time.perf_counter(), False
+        elif event.type() == QEvent.Type.Paint and self._told:
+            self._told = None
+            QTimer.singleShot(0, self._painted)  # when this paint is done
+        return False
+
+    def _shape(self, shape):
+        if shape is not None and self._told is False:
+            self._told = True
+
+    def _painted(self):
+        self.first.append(1000 * (time.perf_counter() - self._clicked))
+
+    def _state(self, state):
+        if state.value == "preview":
+            self.last.append(1000 * (time.perf_counter() - self._clicked))
+
+    def note(self, name):
+        """Medians: until a shape was seen, and until the best and all others were there."""
+        figures[f"{name}_ms"] = round(statistics.median(self.first), 1)
+        figures[f"{name}_settled_ms"] = round(statistics.median(self.last), 1)
+        self.first, self.last = [], []
+
+
+def timed_click(x, y, watch, button=1):
+    """A click of its own (two in a moment are a double click), and its whole answer."""
+    yield pause(0.7)
+    seen = len(watch.first), len(watch.last)
+    click(x, y, button)
+    yield lambda: (len(watch.first), len(watch.last)) == (seen[0] + 1, seen[1] + 1)
 
 
 def wait_for_preview():
@@ -293,7 +357,7 @@ def install_from_zip():
     heavy = {"torch", "rasterio", "geosam2", "geosam2_model"} & set(sys.modules)
     assert not heavy, heavy
     load = float(str(figures["load_ms"]).rstrip("s"))
-    assert load < 1.0, f"loading took {load} s"
+    assert load < 0.2, f"loading took {load} s"
 
 
 def no_engine():
@@ -348,6 +412,7 @@ def click_a_pond():
     assert feature.geometry().isGeosValid()
     assert abs(feature.geometry().area() / truth - 1) < 0.01
     assert results().crs().authid() == "EPSG:32633"
+    yield from drawn()
     shot("03_accepted")
     iface.setActiveLayer(results())
     canvas.setFocus()
@@ -359,14 +424,19 @@ def click_a_pond():
 
 def warm_clicks():
     """Click to preview on a frame that the engine knows."""
-    times = []
+    engine()
+    fresh(tif())
+    yield from view(500000, 5300000, 500600, 5300600)
+    take_tool()
+    focus()
+    click(*scenes.POND[:2])
+    yield from wait_for_preview()
+    watch = Stopwatch()
     for shift in range(5):
         session().reset()
-        started = time.perf_counter()
-        session().add_point(scenes.POND[0] + 3 * shift, scenes.POND[1], 1)
-        yield lambda: state() == "preview"
-        times.append(1000 * (time.perf_counter() - started))
-    figures["fake_click_to_preview_ms"] = round(sorted(times)[len(times) // 2], 1)
+        yield from timed_click(scenes.POND[0] + 6 * shift, scenes.POND[1], watch)
+    watch.note("fake_click_to_preview")
+    watch.stop()
     session().reset()
 
 
@@ -477,7 +547,7 @@ def follow_a_lake():
         if len(set(seen)) == 5 and not (OUT / "07_following.png").exists():
             shot("07_following")
         yield pause(0.03)
-    gaps.stop("follow_gap_ms", 5000)
+    gaps.stop("follow_gap_ms")
     yield lambda: state() == "empty"
     assert max(told) >= 7, told
     assert told == sorted(told), told
@@ -489,6 +559,7 @@ def follow_a_lake():
     assert feature["frames"] >= 7
     assert 2.0 < feature.geometry().area() / feature["area_m2"] < 2.6  # ellipsoidal, not planar
     assert not tasks()
+    yield from drawn()
     shot("07_followed")
     figures["lake_wkt_area"] = feature.geometry().area()
     global straight
@@ -534,6 +605,7 @@ def kill_of_the_engine():
     os.kill(plugin().engine.pid, signal.SIGKILL)
     yield lambda: "ended unexpectedly" in bar_text()
     figures["kill_to_message_ms"] = round(1000 * (time.perf_counter() - started), 1)
+    assert figures["kill_to_message_ms"] < 1000
     shot("09_killed")
     assert "Resume the run" in bar_buttons()
     press(bar_buttons()["Resume the run"])
@@ -582,6 +654,23 @@ def slow_model_load():
     yield from wait_for_preview()
     gaps.stop("load_gap_ms")
     session().reset()
+
+
+def engine_starts_with_the_dock():
+    """A mouse that comes into the dock is enough to start the engine."""
+    engine()
+    fresh(tif())
+    yield from view(500000, 5300000, 500600, 5300600)
+    assert not plugin().engine.running
+    spot = plugin().dock.panel.engine.mapToGlobal(QPoint(5, 5))
+    X("mousemove", *screen_middle(), "sleep", 0.2, "mousemove", spot.x(), spot.y())
+    yield lambda: "on cpu" in plugin().dock.panel.engine.text()
+    assert state() == "empty"
+
+
+def screen_middle():
+    middle = canvas.viewport().mapToGlobal(canvas.viewport().rect().center())
+    return middle.x(), middle.y()
 
 
 def run_without_dialog(algorithm, parameters):
@@ -644,7 +733,38 @@ def processing_dialog():
     again.cancelButton().click()
     yield lambda: again.runButton().isEnabled()
     figures["processing_cancel_ms"] = round(1000 * (time.perf_counter() - started), 1)
+    assert figures["processing_cancel_ms"] < 2000
     again.close()
+
+
+def processing_batch():
+    """13: the batch dialog of the toolbox: two rows, two files."""
+    from processing.gui.BatchAlgorithmDialog import BatchAlgorithmDialog
+
+    engine()
+    layer = tif()
+    fresh(layer)
+    yield from view(500000, 5300000, 500600, 5300600)
+    found = QgsApplication.processingRegistry().createAlgorithmById("geosam2:segmentraster")
+    dialog = BatchAlgorithmDialog(found, iface.mainWindow())
+    dialog.show()
+    panel, context = dialog.mainWidget(), QgsProcessingContext()
+    panel.addRow()
+    column = panel.parameter_to_column
+    files = [OUT / "batch_all.gpkg", OUT / "batch_large.gpkg"]
+    for row, (path, least) in enumerate(zip(files, (0, 5000))):
+        for name, value in (("INPUT", layer.id()), ("MIN_AREA", least)):
+            panel.wrappers[row][column[name]].setParameterValue(value, context)
+        panel.tblParameters.cellWidget(row + 1, column["OUTPUT"]).setValue(str(path))
+    yield pause(0.3)
+    dialog.runButton().click()
+    yield lambda: all(path.exists() for path in files) and dialog.runButton().isEnabled()
+    counts = [QgsVectorLayer(str(path), path.stem, "ogr").featureCount() for path in files]
+    assert counts == [2, 1], counts  # the pond and the roofs; the pond
+    dialog.close()
+    for dock in iface.mainWindow().findChildren(QDockWidget):
+        if dock.windowTitle() == "Results Viewer":
+            dock.close()  # it has opened itself and takes our panel's room
 
 
 def slow_tiles_in_processing():
@@ -704,6 +824,9 @@ def refine_and_flag():
     iface.setActiveLayer(layer)
     press(plugin().dock.panel.flag)
     yield lambda: layer.selectedFeatureCount() == 1 and only_feature()["review"] == "check"
+    layer.removeSelection()  # and once more from the layer's own menu
+    iface.mainWindow().findChild(QAction, "geosam2FlagAction").trigger()
+    assert layer.selectedFeatureCount() == 1
     settings.remove("geosam2/minScore")
 
 
@@ -720,8 +843,6 @@ def new_geopackage():
     key("Return")
     yield lambda: state() == "empty"
     assert results().commitChanges()
-    from qgis.core import QgsVectorLayer
-
     again = QgsVectorLayer(f"{path}|layername=objects", "again", "ogr")
     (feature,) = again.getFeatures()
     assert abs(feature["area_m2"] / (math.pi * 6000) - 1) < 0.01
@@ -760,62 +881,202 @@ def leave_during_a_job():
     figures["worker_pid"] = plugin().engine.pid
 
 
-def real_model():
-    """The embedded network on real imagery: a click, a preview, warm clicks, following."""
+def house_view():
+    """The house in Banepa, in about the native resolution."""
+    x, y = SETUP["house"]
+    yield from view(x - 50, y - 40, x + 50, y + 40)
+
+
+def real_clicks():
+    """The embedded network on real imagery: a first click, warm clicks, a second click, Enter."""
     engine("")
-    layer = QgsRasterLayer(SETUP["real"], "Banepa")
-    fresh(layer, "EPSG:3857")
-    x, y = SETUP["real_click"]
-    box = SETUP["real_view"]
-    yield from view(*box)
-    plugin().session.follow = True
+    fresh(QgsRasterLayer(SETUP["photo"], "Banepa"), "EPSG:3857")
+    x, y = SETUP["house"]
+    yield from house_view()
+    watch, loaded, started = Stopwatch(), [], time.perf_counter()
+    session().loaded.connect(lambda _: loaded.append(time.perf_counter() - started))
+    gaps = Gaps()
     take_tool()
     focus()
-    gaps = Gaps()
-    started = time.perf_counter()
     click(x, y)
     yield lambda: state() == "preview" and session().shape is not None
-    figures["real_first_preview_ms"] = round(1000 * (time.perf_counter() - started))
-    gaps.stop("real_load_gap_ms", 5000)
+    figures["real_tool_to_model_ms"] = round(1000 * loaded[0])
+    watch.note("real_first_preview")
+    gaps.stop("real_load_gap_ms")
     shot("20_real_preview")
-    times = []
     for shift in range(5):
         session().reset()
-        yield pause(0.1)
-        started = time.perf_counter()
-        session().add_point(x + 0.3 * shift, y, 1)
-        yield lambda: state() == "preview"
-        times.append(1000 * (time.perf_counter() - started))
-    figures["real_warm_preview_ms"] = round(sorted(times)[2], 1)
+        yield from timed_click(x + 0.3 * shift, y, watch)
+    watch.note("real_warm_preview")
+    before = session().shape.geometry
+    yield from timed_click(x + 25, y, watch, button=3)
+    watch.note("real_second_click")
+    assert iou(session().shape.geometry, before) > 0.7
+    canvas.setFocus()
     key("Return")
     yield lambda: state() == "empty"
     feature = only_feature()
     assert feature.geometry().isGeosValid()
     assert feature["model"] == "nano"
     assert feature["area_m2"] > 1
+    global house
+    house = QgsGeometry(feature.geometry())
     figures["real_object_m2"] = round(feature["area_m2"], 1)
     figures["real_score"] = feature["score"]
-    yield pause(0.6)
-    yield lambda: not canvas.isDrawing()
+    yield from drawn()
     shot("20_real_accepted")
-    x, y = SETUP["real_road"]
-    yield from view(x - 150, y - 150, x + 150, y + 150)
-    settings.setValue("geosam2/detail", "finest")
-    session().max_frames = 4
-    gaps = Gaps()
-    click(x, y)
-    yield lambda: state() == "preview" and session().shape is not None
+    watch.stop()
+
+
+def real_automatic_detail():
+    """The same house, looked at through all zooms; Enter brings it to the finest level."""
+    fresh(QgsRasterLayer(SETUP["photo"], "Banepa"), "EPSG:3857")
+    settings.setValue("geosam2/detail", "auto")
+    x, y = SETUP["house"]
+    yield from house_view()
+    take_tool()
+    focus()
+    watch = Stopwatch()
+    yield from timed_click(x, y, watch)
+    watch.note("real_automatic_first_preview")
+    for shift in range(3):
+        session().reset()
+        yield from timed_click(x + 0.3 * shift, y, watch)
+    watch.note("real_automatic_preview")
+    watch.stop()
+    shot("21_real_automatic")
     canvas.setFocus()
     key("Return")
     yield lambda: state() == "empty"
-    gaps.stop("real_follow_gap_ms", 5000)
-    road = max(results().getFeatures(), key=lambda one: one["id"])
+    assert iou(only_feature().geometry(), house) > 0.6
+    settings.remove("geosam2/detail")
+
+
+def real_pause_and_correct():
+    """A road followed at the finest level; paused, corrected by a right click on it, gone on."""
+    fresh(QgsRasterLayer(SETUP["photo"], "Banepa"), "EPSG:3857")
+    x, y = SETUP["road"]
+    yield from view(x - 150, y - 150, x + 150, y + 150)
+    settings.setValue("geosam2/detail", "finest")
+    session().max_frames = 5
+    take_tool()
+    focus()
+    gaps = Gaps()
+    click(x, y)
+    yield wait_for_shape
+    canvas.setFocus()
+    key("Return")
+    yield lambda: state() == "following" and plugin().dock.panel.progress.value() >= 2
+    iface.layerTreeView().setFocus()
+    key("Escape")
+    yield lambda: state() == "paused"
+    shape = session().shape.geometry
+    ends = shape.difference(QgsGeometry.fromPointXY(QgsPointXY(x, y)).buffer(40, 8))
+    wrong = ends.intersection(QgsGeometry.fromRect(canvas.extent())).pointOnSurface()
+    click(wrong.asPoint().x(), wrong.asPoint().y(), button=3)
+    around = wrong.buffer(4, 8)
+
+    def left(geometry):
+        """Share of the ground around the click that is still in the object."""
+        return geometry.intersection(around).area() / shape.intersection(around).area()
+
+    yield lambda: len(session().points) == 2 and left(session().shape.geometry) < 0.8
+    assert state() == "paused"
+    assert session().shape.geometry.contains(QgsGeometry.fromPointXY(QgsPointXY(x, y)))
+    shot("22_real_corrected")
+    key("Escape")
+    yield lambda: state() == "empty"
+    gaps.stop("real_follow_gap_ms")
+    road = only_feature()
     assert road.geometry().isGeosValid()
+    figures["real_corrected_share"] = round(left(road.geometry()), 2)
+    assert figures["real_corrected_share"] < 0.8
+    assert json.loads(road["prompt"])["labels"] == [1, 0]
     figures["real_road_frames"] = road["frames"]
     settings.remove("geosam2/detail")
-    yield pause(0.6)
-    yield lambda: not canvas.isDrawing()
-    shot("21_real_road")
+    yield from drawn()
+    shot("22_real_road")
+
+
+def wait_for_shape():
+    return state() == "preview" and session().shape is not None
+
+
+def real_basemap():
+    """The same house from web tiles of the same picture, which differ by their resampling only."""
+    uri = scenes.xyz_uri(SETUP["photo_port"], zmax=20)
+    fresh(QgsRasterLayer(uri, "Banepa tiles", "wms"), "EPSG:3857")
+    x, y = SETUP["house"]
+    yield from house_view()
+    take_tool()
+    focus()
+    click(x, y)
+    yield wait_for_shape
+    canvas.setFocus()
+    key("Return")
+    yield lambda: state() == "empty"
+    figures["real_tiles_iou"] = round(iou(only_feature().geometry(), house), 3)
+    assert figures["real_tiles_iou"] > 0.8
+    yield from drawn()
+    shot("23_real_tiles")
+
+
+def real_everything():
+    """Everything around the house, from the dialog of the toolbox."""
+    layer = QgsRasterLayer(SETUP["photo"], "Banepa")
+    fresh(layer, "EPSG:3857")
+    x, y = SETUP["house"]
+    yield from house_view()
+    extent = QgsRectangle(x - 40, y - 30, x + 40, y + 30)
+    corners = (extent.xMinimum(), extent.xMaximum(), extent.yMinimum(), extent.yMaximum())
+    parameters = {
+        "INPUT": layer.id(),
+        "EXTENT": ",".join(map(str, corners)) + " [EPSG:3857]",
+        "OUTPUT": "TEMPORARY_OUTPUT",
+    }
+    started = time.perf_counter()
+    yield from run_in_dialog(
+        "geosam2:segmentraster", parameters, "Objects", "real_processing_gap_ms"
+    )
+    figures["real_everything_s"] = round(time.perf_counter() - started, 1)
+    shapes = [f.geometry() for f in project.mapLayersByName("Objects")[0].getFeatures()]
+    figures["real_everything_objects"] = len(shapes)
+    assert len(shapes) > 10
+    assert all(shape.isGeosValid() for shape in shapes)
+    assert max(iou(shape, house) for shape in shapes) > 0.4  # the house is one of them
+    yield from drawn()
+    shot("24_real_everything")
+
+
+def german_in_the_dark():
+    """The dock in German and in QGIS's dark theme: nothing is English, everything is readable."""
+    engine()
+    fresh(tif())
+    yield from view(500000, 5300000, 500600, 5300600)
+    take_tool()
+    panel = plugin().dock.panel
+    click(*scenes.POND[:2])
+    yield from wait_for_preview()
+    yield pause(0.3)
+    assert panel.accept.text() == "&Übernehmen (Enter)"
+    assert plugin().tool_action.text() == "Durch Klicken segmentieren"
+    for widget in (panel.status, panel.quality, panel.accept, panel.engine):
+        dark, light = lightness(widget)
+        assert dark < 0.3, (widget.objectName(), dark)  # the theme is dark there, too
+        assert light - dark > 0.35, (widget.objectName(), dark, light)
+        assert widget.sizeHint().width() <= widget.width() or widget.wordWrap()
+    shot("25_german_dark")
+
+
+def lightness(widget):
+    """Of the darkest and the lightest pixel of a widget, 0..1."""
+    image = widget.grab().toImage()
+    values = [
+        image.pixelColor(column, row).lightnessF()
+        for row in range(image.height())
+        for column in range(image.width())
+    ]
+    return min(values), max(values)
 
 
 SCENARIOS = {
@@ -824,8 +1085,9 @@ SCENARIOS = {
         install_from_zip, no_engine, click_a_pond, warm_clicks, other_project_crs_and_rotation,
         exclude_take_back_box, follow_a_lake, escape_pauses_wherever_the_focus_is,
         cancel_leaves_nothing, kill_of_the_engine, missing_tiles, slow_model_load,
-        processing_dialog, slow_tiles_in_processing, refine_and_flag, new_geopackage, reload_five_times, real_model,
-        leave_during_a_job,
+        processing_dialog, processing_batch, slow_tiles_in_processing, refine_and_flag, new_geopackage, reload_five_times,
+        leave_during_a_job, real_clicks, real_automatic_detail, real_pause_and_correct,
+        real_basemap, real_everything, german_in_the_dark, engine_starts_with_the_dock,
     )
 }  # fmt: skip
 

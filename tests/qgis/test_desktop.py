@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,14 +17,15 @@ import scenes
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+PYTHON = os.environ.get("GEOSAM2_TEST_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
 pytestmark = [pytest.mark.qgis, pytest.mark.timeout(600)]
 
 PLUGIN = [
     "install_from_zip", "no_engine", "click_a_pond", "warm_clicks", "other_project_crs_and_rotation",
     "exclude_take_back_box", "follow_a_lake", "escape_pauses_wherever_the_focus_is",
     "cancel_leaves_nothing", "kill_of_the_engine", "missing_tiles", "slow_model_load",
-    "processing_dialog", "slow_tiles_in_processing", "refine_and_flag", "new_geopackage", "reload_five_times",
-    "leave_during_a_job",
+    "processing_dialog", "processing_batch", "slow_tiles_in_processing", "refine_and_flag", "new_geopackage", "reload_five_times",
+    "engine_starts_with_the_dock", "leave_during_a_job",
 ]  # fmt: skip
 
 
@@ -53,14 +55,35 @@ def start_qgis(config, out, names, at_most, **more):
     return process.returncode, said, json.loads(report.read_text()) if report.exists() else {}
 
 
-def profile(folder):
+def profile(folder, more=""):
     """A fresh profile as QGIS would make it."""
     ini = folder / "profiles" / "t" / "QGIS" / "QGIS3.ini"
     ini.parent.mkdir(parents=True)
     ini.write_text(
         "[PythonPlugins]\nprocessing=true\n[qgis]\ncheckVersion=false\n"
-        "[app]\naskToSaveMemoryLayers=false\n"
+        "[app]\naskToSaveMemoryLayers=false\n" + more
     )
+
+
+def build_zip(folder):
+    """The plugin as `make plugin` builds it."""
+    build = subprocess.run(
+        [sys.executable, str(ROOT / "qgis_plugin" / "build.py"), "--output", str(folder)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert build.returncode == 0, build.stdout + build.stderr
+
+
+@contextlib.contextmanager
+def tile_server(*photo):
+    """A tile server in a process of its own; yields its port."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "scenes.py"), *map(str, photo)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    yield int(process.stdout.readline())
+    process.stdin.close()
+    process.wait()
 
 
 def out_folder(name):
@@ -82,68 +105,57 @@ def desktop(tmp_path_factory):
         '#!/bin/sh\necho \'{"op":"ready","id":null,"protocol":99,"version":"9.9"}\'; cat\n'
     )
     old.chmod(0o755)
-    build = subprocess.run(
-        [sys.executable, str(ROOT / "qgis_plugin" / "build.py"), "--output", str(home)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert build.returncode == 0, build.stdout + build.stderr
-    tiles = subprocess.Popen(
-        [sys.executable, str(HERE / "scenes.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    port = int(tiles.stdout.readline())
-    python = os.environ.get("GEOSAM2_TEST_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
+    build_zip(home)
     chosen = os.environ.get("GEOSAM2_SCENARIOS", "").split() or PLUGIN
     names = list(dict.fromkeys(["install_from_zip", *chosen]))
-    more = {
-        "tif": str(tif),
-        "port": port,
-        "python": python,
-        "zip": str(home / "geosam2_qgis.zip"),
-        "old": str(old),
-    }
-    code, said, report = start_qgis(config, out, names, 500, **more)
-    figures = report.get("figures", {})
-    print(json.dumps(figures))
-    yield {
-        "code": code,
-        "said": said,
-        "report": report,
-        "config": config,
-        "more": more,
-        "names": names,
-    }
-    tiles.stdin.close()
-    tiles.wait()
+    more = {"tif": str(tif), "python": PYTHON, "zip": str(home / "geosam2_qgis.zip")}
+    more["old"] = str(old)
+    with tile_server() as port:
+        code, said, report = start_qgis(config, out, names, 500, port=port, **more)
+    print(json.dumps(report.get("figures", {})))
+    return {"code": code, "said": said, "report": report, "names": names}
+
+
+REAL = [
+    "real_clicks", "real_automatic_detail", "real_pause_and_correct", "real_basemap",
+    "real_everything",
+]  # fmt: skip
 
 
 def test_the_embedded_model_on_real_imagery(tmp_path):
-    """A second QGIS with the real engine: a house in Banepa, its roof as a polygon."""
+    """A second QGIS with the real engine: a house and a road in Banepa."""
     config, out = tmp_path / "home" / "config", out_folder("real")
     profile(config)
     shutil.copy(ROOT / "examples" / "banepa.tif", tmp_path / "banepa.tif")
-    subprocess.run(
-        [sys.executable, str(ROOT / "qgis_plugin" / "build.py"), "--output", str(tmp_path)], check=True
+    build_zip(tmp_path)
+    chosen = os.environ.get("GEOSAM2_REAL_SCENARIOS", "").split() or REAL
+    with tile_server(tmp_path / "banepa.tif") as port:
+        check(
+            config, out, ["install_from_zip", *chosen], 560,
+            house=(9520087.36, 3202827.04), road=(9520015.70, 3202533.23), limit=250,
+            photo=str(tmp_path / "banepa.tif"), photo_port=port,
+            zip=str(tmp_path / "geosam2_qgis.zip"), python=PYTHON,
+        )  # fmt: skip
+
+
+def test_a_german_and_dark_window(tmp_path):
+    config, out = tmp_path / "home" / "config", out_folder("german")
+    profile(config, "[locale]\nuserLocale=de\noverrideFlag=true\n[UI]\nUITheme=Night Mapping\n")
+    build_zip(tmp_path)
+    check(
+        config, out, ["install_from_zip", "german_in_the_dark"], 200, python=PYTHON,
+        zip=str(tmp_path / "geosam2_qgis.zip"), tif=str(scenes.write_tif(tmp_path / "scene.tif")),
     )  # fmt: skip
-    house = (9520087.36, 3202827.04)
-    road = (9520015.70, 3202533.23)
-    view = [house[0] - 50, house[1] - 40, house[0] + 50, house[1] + 40]
-    python = os.environ.get("GEOSAM2_TEST_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
-    more = {
-        "python": python,
-        "zip": str(tmp_path / "geosam2_qgis.zip"),
-        "real": str(tmp_path / "banepa.tif"),
-    }
-    names = ["install_from_zip", "real_model"]
-    code, said, report = start_qgis(
-        config, out, names, 400, real_click=house, real_view=view, real_road=road, limit=200, **more
-    )
+
+
+def check(config, out, names, at_most, **more):
+    """Run scenarios in a QGIS of their own."""
+    code, said, report = start_qgis(config, out, names, at_most, **more)
     print(json.dumps(report.get("figures", {})))
-    assert code == 0, said[-3000:]
     for name in names:
-        assert report["scenarios"][name]["error"] is None, report["scenarios"][name]["error"]
+        found = report.get("scenarios", {}).get(name, {"error": f"not reached: {said[-3000:]}"})
+        assert found["error"] is None, found["error"]
+    assert code == 0, said[-3000:]
 
 
 @pytest.mark.parametrize("name", PLUGIN)
