@@ -20,18 +20,21 @@ for five pixels are one).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +47,17 @@ from odc.geo.geobox import GeoBox
 from rasterio import features as raster_features
 
 from geosam2 import quality
+from geosam2.automatic import find_masks
 from geosam2.cluster import InProcess
-from geosam2.drawing import Figure
-from geosam2.everything import collect, executor_for, plan, start
+from geosam2.drawing import Figure, paint
+from geosam2.drawing import figures as figures_of
+from geosam2.everything import collect, executor_for, plan, start, tables
 from geosam2.linking import UnionFind
-from geosam2.outlines import of_figures
-from geosam2.part_table import read_parts, write_parts
-from geosam2.parts import Layout, Part
-from geosam2.settling import Object
-from geosam2.steps import Job
+from geosam2.outlines import of_figures, of_labels
+from geosam2.part_table import read_objects, read_parts, write_parts
+from geosam2.parts import FrameKey, Layout, Part
+from geosam2.settling import Borders, Object, compare_within, row_of, settle
+from geosam2.steps import Job, network_of
 from geosam2.testing import synthetic_scene, write_geotiff, write_repeated_vrt
 from geosam2.testing.oracle import ColourOracle, colour_scene
 from geosam2.tiling import FrameIndex
@@ -70,10 +75,26 @@ def finish(job: Job) -> geopandas.GeoDataFrame:
     return collect(job, last)
 
 
+def linked(job: Job) -> Result:
+    """The finished run, with the frames of each object."""
+    nodes = [*job.blocks.in_order(), *job.blocks.nodes()]
+    everywhere = list(job.blocks.in_order())
+    frames = {
+        "{}_{}_{}".format(*o.name): frozenset(key[:2] for key in o.parts)
+        for node in nodes
+        if job.path("settle", node).exists()
+        for o in read_objects(job.path("settle", node), everywhere)
+    }
+    found = list(tables(job))
+    shapes = [shape for table in found for shape in table.geometry]
+    names = [name for table in found for name in table["name"]]
+    return Result(np.array(shapes, dtype=object), [frames[name] for name in names])
+
+
 # --- baselines on the same masks
 
 
-def part_outlines(job: Job, *, cores: bool) -> tuple[Shapes, list[tuple[int, int]]]:
+def part_outlines(job: Job, *, cores: bool) -> Result:
     """Each frame's masks as polygons; `cores` cuts them so that frames do not overlap."""
     layout, blocks = job.layout, job.blocks
     shapes, frames = [], []
@@ -83,20 +104,21 @@ def part_outlines(job: Job, *, cores: bool) -> tuple[Shapes, list[tuple[int, int
             figure = Figure(_lone(part.key), (part,))
             found = of_figures([figure], box, layout, job.grid.level)
             shapes += list(found.values())
-            frames += [part.frame] * len(found)
-    return np.array(shapes, dtype=object), frames
+            frames += [frozenset([part.frame])] * len(found)
+    return Result(np.array(shapes, dtype=object), frames)
 
 
 def _lone(key: Any) -> Object:
     return Object(key, (key,), 0.0, 1.0, 1.0, 1, 0, 0.0, None)
 
 
-def merged_by_rule(job: Job) -> Shapes:
+def merged_by_rule(job: Job) -> Result:
     """The usual vector rule: union on intersection over the smaller area.
 
     0.15 if both are large, 0.5 if one is small, 0.03 if they also span the seam.
     """
-    shapes, frames = part_outlines(job, cores=False)
+    found = part_outlines(job, cores=False)
+    shapes, frames = found.shapes, [next(iter(own)) for own in found.frames]
     large = 64**2 * job.grid.level.cell_size**2
     areas = shapely.area(shapes)
     groups = UnionFind()
@@ -111,12 +133,13 @@ def merged_by_rule(job: Job) -> Shapes:
         )
         if smaller >= limit:
             groups.join(int(i), int(j))
-    return _unions(shapes, groups)
+    return _unions(found, groups)
 
 
-def merged_by_contact(job: Job, pixels: int = 5) -> Shapes:
+def merged_by_contact(job: Job, pixels: int = 5) -> Result:
     """Sam-mosaic's rule, after its documentation: what touches along the seam is one object."""
-    shapes, frames = part_outlines(job, cores=True)
+    found = part_outlines(job, cores=True)
+    shapes, frames = found.shapes, found.frames
     groups = UnionFind()
     a, b = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     other = [i < j and frames[i] != frames[j] for i, j in zip(a, b, strict=True)]
@@ -126,18 +149,20 @@ def merged_by_contact(job: Job, pixels: int = 5) -> Shapes:
     touching = contact >= pixels * _cell(job)
     for i, j in zip(a[touching], b[touching], strict=True):
         groups.join(int(i), int(j))
-    return _unions(shapes, groups)
+    return _unions(found, groups)
 
 
 def _cell(job: Job) -> float:
     return job.grid.level.cell_size
 
 
-def _unions(shapes: Shapes, groups: UnionFind) -> Shapes:
+def _unions(found: Result, groups: UnionFind) -> Result:
     members: dict[int, list[int]] = {}
-    for i in range(len(shapes)):
+    for i in range(len(found.shapes)):
         members.setdefault(groups.find(i), []).append(i)
-    return np.array([shapely.union_all(shapes[own]) for own in members.values()], dtype=object)
+    shapes = [shapely.union_all(found.shapes[own]) for own in members.values()]
+    frames = [frozenset().union(*(found.frames[i] for i in own)) for own in members.values()]
+    return Result(np.array(shapes, dtype=object), frames)
 
 
 def _spans(job: Job, one: Any, other: Any, shapes: Shapes, i: int, j: int) -> bool:
@@ -152,13 +177,26 @@ def _spans(job: Job, one: Any, other: Any, shapes: Shapes, i: int, j: int) -> bo
 # --- figures
 
 
-def figures(found: Shapes, truth: Shapes, job: Job) -> dict[str, float | None]:
-    """Recall, precision and seams of one result."""
-    grid = job.grid
+@dataclass(frozen=True)
+class Result:
+    """Polygons, and for each the frames whose masks it is made of."""
+
+    shapes: Shapes
+    frames: list[frozenset[FrameKey]]
+
+
+def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
+    """Recall, precision and seams of one result.
+
+    `pieces_rate` is the share of the true objects crossing a seam that came out as several
+    polygons, for whatever reason. `split_rate` is the share that the seams are to blame for: two of
+    the polygons meet, and no frame saw both of them, so no look of the network ever told them
+    apart. (A building that every frame shows as two roofs is in the first and not in the second.)
+    """
+    found, grid = result.shapes, job.grid
     extent = shapely.box(*job.scene.bounds)
-    frames = shapely.intersection(
-        quality.seam_lines(grid.bounds(index) for index in grid.indices()), extent
-    )
+    lines = quality.seam_lines(grid.bounds(index) for index in grid.indices())
+    frames = shapely.intersection(lines, extent)
     cores = quality.seam_lines(grid.level.bounds_of(grid.core(index)) for index in grid.indices())
     crossing = shapely.intersects(truth, frames)
     matched = {t for _, t, _ in quality.matches(found, truth, 0.5)}
@@ -170,15 +208,66 @@ def figures(found: Shapes, truth: Shapes, job: Job) -> dict[str, float | None]:
         "precision_50": len(matched) / max(len(found), 1),
         "recall_50_inside": _mean(hit[~crossing]),
         "recall_50_crossing": _mean(hit[crossing]),
-        "split_rate": quality.split_rate(found, truth, frames),
-        # what no seam crosses and yet came out in pieces: not the seams' fault
-        "pieces_inside": quality.split_rate(found, truth[~crossing], extent),
+        "split_rate": split_by_seams(result, truth[crossing], 3 * _cell(job)),
+        "pieces_rate": quality.split_rate(found, truth, frames),
         "duplicates": quality.duplicates(found),
         "straight_edge": quality.straight_edge(
             found, shapely.union(frames, cores), _cell(job), edge=extent.boundary
         ),
     }
     return {k: None if np.isnan(v) else round(float(v), 4) for k, v in out.items()}
+
+
+def split_by_seams(result: Result, truth: Shapes, reach: float) -> float:
+    """Share of the true objects with two polygons that meet and that no frame saw together."""
+    tree = shapely.STRtree(result.shapes)
+    seen = split = 0
+    for one in truth:
+        pieces = [i for i in tree.query(one, "intersects") if _piece_of(result.shapes[i], one)]
+        seen += bool(pieces)
+        split += any(
+            result.frames[i].isdisjoint(result.frames[j])
+            and shapely.dwithin(result.shapes[i], result.shapes[j], reach)
+            for i, j in itertools.combinations(pieces, 2)
+        )
+    return split / seen if seen else float("nan")
+
+
+def centred(job: Job, truth: Shapes) -> dict[str, float]:
+    """The same network and rules without a seam in the way: one frame a true object, around it."""
+    hits = seen = several = 0
+    for one in truth:
+        found = alone(job, one.centroid)
+        hits += bool(quality.matches(found, np.array([one], dtype=object), 0.5))
+        pieces = sum(_piece_of(shape, one) for shape in found)
+        seen += pieces > 0
+        several += pieces > 1
+    recall, pieces_rate = hits / max(len(truth), 1), several / max(seen, 1)
+    return {"recall_50": round(recall, 4), "pieces_rate": round(pieces_rate, 4)}
+
+
+def alone(job: Job, place: Any) -> Shapes:
+    """Flat polygons of one frame with `place` in its middle."""
+    grid, recipe = job.grid, job.recipe
+    frame = job.scene.read(grid.centred(place.x, place.y))
+    layout = Layout(grid.frame_size, grid.overlap, frame.corner)
+    key = (0, 0)
+    parts = find_masks(network_of(job), frame.pixels, frame.valid, layout, key, recipe).parts
+    rows = tuple(row_of(part, layout, lambda _: False) for part in parts)
+    covers = tuple(compare_within(parts, layout))
+    objects, _ = settle([Borders(rows, (), covers)], lambda _: False)
+    kept = [o for o in objects if o.covered <= recipe.covered_share]
+    box = layout.frame(key)
+    labels = paint(figures_of(kept, {p.key: p for p in parts}), box, [box], layout, recipe)
+    return np.array(
+        list(of_labels(labels, box, grid.level, recipe.simplify).values()), dtype=object
+    )
+
+
+def _piece_of(shape: Any, whole: Any) -> bool:
+    """It covers a tenth of `whole`, and most of it lies there; as `quality.split_rate` has it."""
+    common = shapely.intersection(shape, whole).area
+    return bool(common >= 0.1 * whole.area and common >= 0.5 * shape.area)
 
 
 def _mean(values: np.ndarray[Any, Any]) -> float:
@@ -207,10 +296,12 @@ def compare(name: str, job: Job, truth: Shapes) -> dict[str, Any]:
     began = time.process_time()
     table = finish(job)
     seconds = time.process_time() - began
+    unjudged = without_judge(job)
+    finish(unjudged)
     results = {
-        "linked": np.asarray(table.geometry),
-        "no_judge": np.asarray(finish(without_judge(job)).geometry),
-        "plain_tiling": part_outlines(job, cores=True)[0],
+        "linked": linked(job),
+        "no_judge": linked(unjudged),
+        "plain_tiling": part_outlines(job, cores=True),
         "vector_rule": merged_by_rule(job),
         "contact_rule": merged_by_contact(job),
     }
@@ -219,12 +310,14 @@ def compare(name: str, job: Job, truth: Shapes) -> dict[str, Any]:
         "truth": len(truth),
         "cpu_seconds_per_frame": round(seconds / len(job.grid), 3),
         "coverage": round(table.attrs.get("coverage", 0.0), 4),
-        "ap_50": average_precision(results["linked"], table.score, truth, 0.5),
-        "ap_75": average_precision(results["linked"], table.score, truth, 0.75),
+        "ap_50": average_precision(results["linked"].shapes, table.score, truth, 0.5),
+        "ap_75": average_precision(results["linked"].shapes, table.score, truth, 0.75),
     }
+    if name in ("banepa", "dubai"):
+        out["centred"] = centred(job, truth)
     print(f"{name:10s} {out}", flush=True)
-    for key, shapes in results.items():
-        out[key] = figures(shapes, truth, job)
+    for key, result in results.items():
+        out[key] = figures(result, truth, job)
         print(f"{name:10s} {key:13s} {out[key]}", flush=True)
     return out
 
@@ -256,7 +349,9 @@ def oracle(folder: Path, quick: bool) -> dict[str, Any]:
     pixels, ids = colour_scene((size, size), size * size // 40_000, seed=7, size=(30, 900))
     geobox = GeoBox(ids.shape, Affine(0.5, 0, 500_000, 0, -0.5, 4_600_000), "EPSG:32633")
     path = write_geotiff(folder / "oracle.tif", pixels, geobox)
-    choices = {"model": ColourOracle(), "points": (24,), "coverage": (), "block": 3}
+    choices = {
+        "model": ColourOracle(), "points": (24,), "coverage": (), "block": 3, "overlap": 128,
+    }  # fmt: skip
     job = plan(path, folder / "oracle", **choices)
     out = compare("oracle", job, _truth_of(ids, geobox, 400))
     other = moved(folder / "moved.tif", pixels, geobox, job.layout.stride // 2)
@@ -394,7 +489,8 @@ def tune(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     out = {}
     for limit in (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
         strict = limited(job, lambda part, limit=limit: part.score >= limit, f"tune_{limit}")
-        out[str(limit)] = figures(np.asarray(finish(strict).geometry), truth, strict)
+        finish(strict)
+        out[str(limit)] = figures(linked(strict), truth, strict)
         print(f"tune       {limit:13} {out[str(limit)]}", flush=True)
     return out
 
@@ -419,7 +515,7 @@ import resource, sys
 from geosam2.everything import plan, start, executor_for
 from geosam2.testing.oracle import ColourOracle
 job = plan(sys.argv[1], __import__("pathlib").Path(sys.argv[2]), model=ColourOracle(), points=(4,),
-           coverage=(), block=4)
+           overlap=128, coverage=(), block=4)
 with executor_for(job) as executor:
     for _ in start(job, executor):
         pass
@@ -452,7 +548,13 @@ def scaling(folder: Path, quick: bool) -> dict[str, Any]:
     path = write_geotiff(folder / "scaling.tif", pixels, geobox)
     seconds = {}
     for workers in (1, 2):
-        choices = {"model": ColourOracle(), "points": (24,), "coverage": (), "block": 2}
+        choices = {
+            "model": ColourOracle(),
+            "points": (24,),
+            "coverage": (),
+            "block": 2,
+            "overlap": 128,
+        }
         job = plan(path, folder / f"scaling{workers}", **choices)
         with executor_for(job, workers=workers) as executor:
             job = replace(job, threads=1)
@@ -478,55 +580,64 @@ def kills(folder: Path, quick: bool) -> dict[str, Any]:
     for seed in range(3 if quick else 20):
         victim = ("client", "worker", "scheduler")[seed % 3]
         found = _killed(scene, folder / f"kill{seed}", victim, random.Random(seed))
-        equal.append(found.read_bytes() == whole.read_bytes())
+        same = [json.loads(path.read_text())["features"] for path in (found, whole)]
+        equal.append(same[0] == same[1])
         print(f"kills      {seed} {victim:9s} equal {equal[-1]}", flush=True)
     return {"kills": len(equal), "equal": sum(equal)}
 
 
 def _killed(scene: Path, folder: Path, victim: str, rng: random.Random) -> Path:
     """Run on a cluster of its own, kill, resume; returns the output."""
-    import distributed
-
     output = folder.with_suffix(".geojson")
     command = [sys.executable, RUN, scene, folder, output, "--slow", "0.05"]
     port = str(rng.randrange(20_000, 60_000))
     address = f"tcp://127.0.0.1:{port}"
-    module = [sys.executable, "-m"]
-    cluster = {
-        "scheduler": [*module, "distributed.cli.dask_scheduler", "--port", port, "--no-dashboard"],
-        "worker": [
-            *module,
-            "distributed.cli.dask_worker",
-            address,
-            "--nthreads",
-            "1",
-            "--no-nanny",
-        ],
-    }
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = {k: subprocess.Popen(v, start_new_session=True, **quiet) for k, v in cluster.items()}
-    try:
-        with distributed.Client(address, timeout=120, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=120)
-        running["client"] = client_run = subprocess.Popen(
-            [*command, "--scheduler", address], stdout=subprocess.PIPE, stderr=-3, text=True
-        )
-        assert client_run.stdout is not None
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
+    worker += ["--no-nanny", "--no-dashboard"]
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", port]
+    with contextlib.ExitStack() as running:
+        started = {"scheduler": running.enter_context(_process([*scheduler, "--no-dashboard"]))}
+        _wait_for(int(port))
+        started |= {
+            "worker": running.enter_context(_process(worker)),
+            "client": running.enter_context(_process([*command, "--scheduler", address])),
+        }
+        lines = started["client"].stdout
+        assert lines is not None
         for _ in range(rng.randint(0, 12)):
-            client_run.stdout.readline()
+            lines.readline()
         time.sleep(rng.uniform(0, 0.3))
-        running[victim].send_signal(signal.SIGKILL)
+        assert not output.exists(), "the run ended before it was disturbed"
+        started[victim].send_signal(signal.SIGKILL)
         if victim == "worker":  # another one comes, as under any supervisor
-            running["next"] = subprocess.Popen(cluster["worker"], start_new_session=True, **quiet)
-        client_run.communicate(timeout=300)
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
+            running.enter_context(_process(worker))
+        started["client"].communicate(timeout=900)
     if not output.exists():
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--resume"], check=True, stdout=-3, env=environment)
+        subprocess.run([*command, "--resume"], check=True, stdout=-3)
     return output
+
+
+def _wait_for(port: int) -> None:
+    """Until something listens there."""
+    for _ in range(1_200):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"no scheduler listens on port {port}")
+
+
+@contextlib.contextmanager
+def _process(command: list[Any]) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the context; what it says of the killing is not shown."""
+    hasty = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=hasty
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 class _Resize(torch.nn.Module):
@@ -598,7 +709,6 @@ def meta(quick: bool) -> dict[str, Any]:
     from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     from sam2.build_sam import build_sam2
 
-    from geosam2.automatic import find_masks
     from geosam2.recipe import Recipe
 
     torch.set_num_threads(1)
@@ -627,7 +737,7 @@ def meta(quick: bool) -> dict[str, Any]:
     theirs_found = generator.generate(image)
     seconds["meta"] = time.process_time() - began
     began = time.process_time()
-    found = find_masks(ours, pixels, valid, Layout(1024, 256), (0, 0), recipe)
+    found = find_masks(ours, pixels, valid, Layout(1024, 512), (0, 0), recipe)
     seconds["ours"] = time.process_time() - began
     counts = {"meta": len(theirs_found), "ours": len(found.parts)}
     print(f"meta       {side**2} points, CPU seconds {seconds}, masks {counts}", flush=True)

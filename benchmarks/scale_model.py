@@ -35,7 +35,7 @@ from geosam2.testing.oracle import ColourOracle, colour_scene
 EXAMPLE = Path(__file__).parent.parent / "examples" / "banepa.tif"
 PLACES = {"Nepal": 147_516, "Germany": 357_592, "land surface": 148_940_000}  # km2
 SIDE = 8  # frames along a block
-SIZE, OVERLAP = 256, 64  # of a frame for the embedded model
+SIZE, OVERLAP = 256, 128  # of a frame for the embedded model
 STRIDE = SIZE - OVERLAP
 
 
