@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from geosam2 import regions, zoom
 from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder, Place
 from geosam2.errors import LevelError, PromptError
-from geosam2.looking import GAP, seeds_of
+from geosam2.looking import GAP, LIMIT, seeds_of
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, check_valid, locate, network_prompts
@@ -33,15 +33,14 @@ from geosam2.tiling import FrameGrid, FrameIndex
 if TYPE_CHECKING:
     import geopandas
     import shapely
-    from geosam2_model import SAM2
+    from geosam2_model import SAM2, Decoded
 
     from geosam2.levels import Level, Window
     from geosam2.scene import Scene
 
 FloatArray = NDArray[np.float32]
 
-SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click,
-RECONSIDERED = 2  # at so many zooms
+SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click
 BATCH = 64  # objects that are decoded together on one frame, or looked at through all zooms
 LAST_ANSWERS = 64  # remembered, so that one more click costs one more answer
 SHOWN = 12.0  # an answer is shown to the network with the next click, within +-SHOWN
@@ -240,7 +239,7 @@ class Segmenter:
         else:
             before, where = None, self.scene.level(level)
             window = self._home(asked, where)
-        (found,) = self._looks_through([asked], where, [window], [before])
+        (found,) = self._looks_through([asked], where, [window], [before], thoughts=0)
         return max(found, key=lambda one: one.predicted_iou)
 
     def _likely_look(self, prompt: Prompt, before: FrameMask | None) -> tuple[Level, Window]:
@@ -282,8 +281,6 @@ class Segmenter:
             )
             for number, some in zip(numbers, masks, strict=True):
                 found[number] += some
-        firsts = [looks for looks in found if looks and _is_first_click(looks[0].prompt)]
-        self._think_again(firsts, [zoom.leading(looks, RECONSIDERED) for looks in firsts])
         return found
 
     def _coarsest(self) -> Level:
@@ -316,29 +313,7 @@ class Segmenter:
         """Masks of each prompt on the frame of its anchor, best first."""
         windows = [self._home(prompt, level) for prompt in prompts]
         found = self._looks_through(prompts, level, windows, [None] * len(prompts))
-        firsts = [masks for masks in found if _is_first_click(masks[0].prompt)]
-        self._think_again(firsts, [[_most_trusted(masks)] for masks in firsts])
         return [sorted(masks, key=lambda one: -one.predicted_iou) for masks in found]
-
-    def _think_again(self, found: list[list[FrameMask]], picks: list[list[int]]) -> None:
-        """Show the network some of its own masks as prompts; put in what it likes no less.
-
-        Args:
-            found: Masks of each first click.
-            picks: Numbers of those that are shown, of each click.
-        """
-        places: dict[Level, list[tuple[list[FrameMask], int]]] = defaultdict(list)
-        for masks, numbers in zip(found, picks, strict=True):
-            for number in numbers:
-                places[masks[number].level].append((masks, number))
-        for level, some in places.items():
-            for _ in range(SECOND_THOUGHTS):
-                own = [masks[number] for masks, number in some]
-                windows = [one.window for one in own]
-                new = self._looks_through([one.prompt for one in own], level, windows, own)
-                for (masks, number), (mask,) in zip(some, new, strict=True):
-                    if mask.predicted_iou >= masks[number].predicted_iou:
-                        masks[number] = mask
 
     def _home(self, prompt: Prompt, level: Level) -> Window:
         """The frame of a prompt's anchor."""
@@ -351,6 +326,7 @@ class Segmenter:
         level: Level,
         windows: Sequence[Window],
         before: Sequence[FrameMask | None],
+        thoughts: int = SECOND_THOUGHTS,
     ) -> list[list[FrameMask]]:
         """Candidates of each prompt in a window; those that share one are decoded together."""
         grid = self.grid(max(level.index, 0))
@@ -362,7 +338,9 @@ class Segmenter:
             frame = self.encoder(level, window)
             overlap, place = min(self.overlap, window.height // 2), frame.place
             for numbers, said in _batches(prompts, some, before, frame, level):
-                for number, candidates in zip(numbers, self._decode(said, frame), strict=True):
+                for number, candidates in zip(
+                    numbers, self._decode(said, frame, thoughts), strict=True
+                ):
                     index = grid.index_at(*prompts[number].anchor)
                     found[number] = [
                         FrameMask(prompts[number], index, place, level, *one, overlap=overlap)
@@ -371,7 +349,7 @@ class Segmenter:
         return found
 
     def _decode(
-        self, said: list[FramePrompt], frame: EncodedFrame
+        self, said: list[FramePrompt], frame: EncodedFrame, thoughts: int
     ) -> list[list[tuple[FloatArray, float, float]]]:
         """(logits, predicted IoU, object score) of each candidate of each object."""
         import torch
@@ -380,6 +358,8 @@ class Segmenter:
         with torch.no_grad():
             ambiguous = prompts.num_points <= 1 and prompts.masks is None
             out = self.model.decode(frame.features, prompts, multimask=ambiguous)
+            for _ in range(thoughts if ambiguous else 0):
+                out = self._again(out, said, frame)
         logits = out.logits.float().cpu().numpy()
         ious, scores = out.predicted_iou.tolist(), out.object_score.tolist()
         return [
@@ -389,6 +369,19 @@ class Segmenter:
             ]
             for n in range(len(said))
         ]
+
+    def _again(self, out: Decoded, said: list[FramePrompt], frame: EncodedFrame) -> Decoded:
+        """Show the network its own best masks as prompts; keep what it then thinks better of."""
+        import torch
+
+        best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
+        own = [replace(one, logits=mask) for one, mask in zip(said, best, strict=True)]
+        new = self.model.decode(frame.features, network_prompts(own, frame))
+        rows, better = torch.arange(len(said)), new.best_iou >= out.best_iou
+        logits, ious = out.logits.clone(), out.predicted_iou.clone()
+        at = rows[better], out.best[better]
+        logits[at], ious[at] = new.best_logits[better], new.best_iou[better]
+        return replace(out, logits=logits, predicted_iou=ious)
 
     # -- whole objects
 
@@ -572,15 +565,6 @@ def _without_last_click(prompt: Prompt) -> Prompt | None:
     if not prompt.points or (clicks_alone and 1 not in prompt.labels[:-1]):
         return None
     return replace(prompt, points=prompt.points[:-1], labels=prompt.labels[:-1])
-
-
-def _is_first_click(prompt: Prompt) -> bool:
-    """True if one click is all that is known: the network gives three masks."""
-    return prompt.box is None and prompt.mask is None and len(prompt.points) == 1
-
-
-def _most_trusted(masks: Sequence[FrameMask]) -> int:
-    return max(range(len(masks)), key=lambda number: masks[number].predicted_iou)
 
 
 def _load(model: str | SAM2) -> SAM2:
