@@ -295,10 +295,8 @@ class GeoTiffSource(Source):
 
     @contextmanager
     def _env(self) -> Iterator[None]:
-        if not self._remote:
-            yield
-            return
-        with rasterio.Env(**(_REMOTE | _BESIDE if self._beside else _REMOTE)):
+        remote = _REMOTE | _BESIDE if self._beside else _REMOTE
+        with rasterio.Env(**(remote if self._remote else {})):  # without, GDAL warns on stderr
             yield
 
     @contextmanager
