@@ -10,6 +10,8 @@ One click on an object of known outline that covers several frames, and ways to 
     memory   memory only
     known    known logits only
     frame    both, but memories placed as in a video, all in the same spot
+    auto     what `segment` does when nothing else is said: the zoom that shows the click best,
+             followed there, its outline refined at the finest level
     merge    every frame by itself (a grid of points), then the best vector rule known: join masks
              whose intersection over the smaller is 0.15 if both are large, 0.5 if one is small,
              0.03 if they meet along most of the seam
@@ -54,7 +56,7 @@ from PIL import Image
 import geosam2
 from geosam2 import quality, regions
 from geosam2.cache import EmbeddingCache, FrameEncoder
-from geosam2.masklet import PanOptions
+from geosam2.masklet import Masklet, PanOptions
 from geosam2.prompts import FramePrompt, Prompt, network_prompts
 from geosam2.propagate import Panning
 from geosam2.segmenter import Segmenter
@@ -67,8 +69,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "memory": {"use_known": False},
     "known": {"use_memory": False},
     "frame": {"positions": "frame"},
-    "merge": {},
+    "auto": {},
     "coarse": {},
+    "merge": {},
     "once": {"rounds": 0},
 }
 QUICK = ("lake:12", "road:4")
@@ -243,6 +246,8 @@ def found_by(variant: str, encoder: FrameEncoder, point: tuple[float, float], ca
     if variant == "coarse":
         left, bottom, right, top = case.truth.bounds
         return coarse_first(encoder, point, max(right - left, top - bottom), until)
+    if variant == "auto":
+        return zoomed(encoder, point, most, until)
     if variant == "merge":
         return merged(encoder, point, most, until)
     return followed(encoder, point, most, VARIANTS[variant], until)
@@ -287,10 +292,10 @@ def merged(encoder: FrameEncoder, point: tuple[float, float], most: int, until: 
 def frame_masks(
     encoder: FrameEncoder, grid: FrameGrid, index: FrameIndex, point: tuple[float, float] | None
 ) -> list[shapely.Geometry]:
-    """Masks of a frame for a click, or for a grid of 6 x 6 clicks without near-duplicates."""
+    """Masks of a frame for a click, or for a grid of 4 x 4 clicks without near-duplicates."""
     frame = encoder(grid.level, grid.window(index))
     left, bottom, right, top = grid.bounds(index)
-    steps = (np.arange(6) + 0.5) / 6
+    steps = (np.arange(4) + 0.5) / 4
     clicks = [
         (left + (right - left) * x, bottom + (top - bottom) * y) for y in steps for x in steps
     ]
@@ -334,7 +339,27 @@ def coarse_first(
     level = next((one for one in levels if size / one.cell_size <= side), levels[-1])
     segmenter = Segmenter(encoder.scene, encoder.model, cache=encoder.cache)
     masklet = segmenter.predict(Prompt((point,)), level=level)[0].masklet
-    frames: list[FrameIndex] = []
+    return refined(segmenter, masklet, [], until)
+
+
+def zoomed(encoder: FrameEncoder, point: tuple[float, float], most: int, until: float) -> Found:
+    """What a click gives when nothing else is said."""
+    segmenter = Segmenter(encoder.scene, encoder.model, cache=encoder.cache)
+    mask = segmenter.predict(Prompt((point,)), level="auto")[0]
+    if not mask.goes_on:
+        return refined(segmenter, mask.masklet, [], until)
+    options = PanOptions(max_frames=most)
+    run = segmenter.start(mask.prompt, level=mask.level, options=options)
+    while not run.finished and clock() < until:
+        run.step()
+    frames = [] if run.grid.level.index else [report.index for report in run.masklet.frames]
+    return refined(segmenter, run.masklet, frames, until)
+
+
+def refined(
+    segmenter: Segmenter, masklet: Masklet, frames: list[FrameIndex], until: float
+) -> Found:
+    """An object brought to the finest level, with the frames that were looked at there."""
     for run in segmenter.refinements(masklet, max_frames=1000):
         steps = iter(run)
         while clock() < until and next(steps, None):
