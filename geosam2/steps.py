@@ -232,9 +232,12 @@ def _compare_block(job: Job, block: Node) -> Borders:
     for frame in sorted(own):
         covers += compare_within(by_frame.get(frame, []), layout)
         for other in _later_neighbours(frame):
-            # a pair belongs to the block of its first frame: nobody asks the judge twice
+            # a pair belongs to the block of its first frame: nobody asks the judge twice; and what
+            # goes on across a corner goes on across the sides beside it, where the judge is asked
+            across_side = frame[0] == other[0] or frame[1] == other[1]
+            asked = judge if across_side else None
             new_links, new_covers = compare_frames(
-                by_frame.get(frame, []), by_frame.get(other, []), layout, recipe, judge
+                by_frame.get(frame, []), by_frame.get(other, []), layout, recipe, asked
             )
             found_links += new_links
             covers += new_covers
