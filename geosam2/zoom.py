@@ -13,6 +13,7 @@ Windows start on lattice cells, so answers do not depend on the extent that was 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -200,25 +201,25 @@ def _extent(prompt: Prompt) -> tuple[float, float, float, float]:
 # -- which look is believed
 
 
-def scores(looks: Sequence[Look]) -> FloatArray:
-    """How far each mask of one object is to be believed, (n,); about its true IoU.
+def scores(looks: Sequence[Look], shared: FloatArray | None = None) -> FloatArray:
+    """How far each mask of one object is to be believed, (n,).
 
     The parts, weighted by `WEIGHTS`: agreement with the other masks, predicted IoU, stability, and
     the share of the outline that lies on the window's edge. A mask that is mostly cut by its window
     scores below all others, the coarsest first: there the object is most nearly whole. An empty
-    mask scores -2.
+    mask scores -2. `shared`: what `agreements` gave, if it is known.
     """
-    table = features(looks)
+    table = features(looks, shared)
     found = sum(WEIGHTS[name] * table[name] for name in WEIGHTS)
     found = np.where(table["edge"] > CUT, [look.level.index / 100 - 1 for look in looks], found)
     empty = np.array([not (look.logits > 0).any() for look in looks])
     return np.where(empty, -2.0, found).astype(np.float32)
 
 
-def features(looks: Sequence[Look]) -> dict[str, FloatArray]:
+def features(looks: Sequence[Look], shared: FloatArray | None = None) -> dict[str, FloatArray]:
     """The parts of the score, each (n,)."""
     trust = np.array([max(look.predicted_iou, 0.01) for look in looks])
-    shared = agreements(looks)
+    shared = agreements(looks) if shared is None else shared
     return {
         "agreement": (shared @ trust / trust.sum()).astype(np.float32),
         "predicted_iou": trust.astype(np.float32),
@@ -240,26 +241,33 @@ def on_edge(mask: BoolArray) -> float:
 def agreements(looks: Sequence[Look]) -> FloatArray:
     """IoU of each two masks on the ground, (n, n), 0 of a mask with itself.
 
-    Cells of the coarser one are looked up under the middles of the finer one's cells.
+    Cells of the coarser one are looked up under the middles of the finer one's cells. All masks of
+    one window are compared with all of another at once.
     """
-    order = sorted(range(len(looks)), key=lambda n: looks[n].level.cell_size)
-    masks = [look.logits > 0 for look in looks]
-    cells = [look.level.cell_size**2 for look in looks]
-    areas = [float(mask.sum()) * cell for mask, cell in zip(masks, cells, strict=True)]
-    table = np.zeros((len(looks), len(looks)), np.float32)
-    for place, fine in enumerate(order):
-        for coarse in order[place + 1 :]:
-            if not (areas[fine] and areas[coarse]):
-                continue
-            under = _sampled(masks[coarse], looks[coarse], looks[fine], outside=False)
-            both = float((under & masks[fine]).sum()) * cells[fine]
-            table[fine, coarse] = both / max(areas[fine] + areas[coarse] - both, 1e-9)
-    return table + table.T
+    members: dict[tuple[Level, Window], list[int]] = defaultdict(list)
+    for number, look in enumerate(looks):
+        members[look.level, look.window].append(number)
+    places = sorted(members, key=lambda place: place[0].cell_size)
+    masks = {p: np.stack([looks[n].logits > 0 for n in members[p]]) for p in places}
+    areas, both = np.zeros(len(looks)), np.zeros((len(looks), len(looks)))
+    for number, fine in enumerate(places):
+        ours, cell = members[fine], fine[0].cell_size ** 2
+        own = masks[fine].reshape(len(ours), -1).astype(np.float32)
+        areas[ours] = own.sum(1) * cell
+        for coarse in places[number:]:
+            under = _sampled(masks[coarse], coarse, fine).reshape(len(masks[coarse]), -1)
+            shared = own @ under.T.astype(np.float32) * cell
+            both[np.ix_(ours, members[coarse])] = shared
+            both[np.ix_(members[coarse], ours)] = shared.T
+    table = both / np.maximum(areas[:, None] + areas - both, 1e-9)
+    np.fill_diagonal(table, 0)
+    return table.astype(np.float32)
 
 
 def distinct(looks: Sequence[Look], count: int = 3, alike: float = 0.8) -> list[int]:
     """Numbers of up to `count` masks, best score first, no two of which are `alike` (IoU)."""
-    score, shared = scores(looks), agreements(looks)
+    shared = agreements(looks)
+    score = scores(looks, shared)
     found: list[int] = []
     for n in np.argsort(-score, kind="stable").tolist():
         new = all(shared[n, other] < alike for other in found)
@@ -273,7 +281,8 @@ def carried(look: Look, level: Level, window: Window) -> FloatArray:
     import torch
     from torch.nn import functional as F
 
-    rows, cols = (_places(look, level, window, axis) for axis in (0, 1))
+    source, target = (look.level, look.window), (level, window)
+    rows, cols = (_places(source, target, axis) for axis in (0, 1))
     height, width = look.logits.shape
     grid = np.stack(np.broadcast_arrays(cols[None] / width, rows[:, None] / height), -1) * 2 - 1
     logits = torch.from_numpy(np.ascontiguousarray(look.logits, np.float32))[None, None]
@@ -286,22 +295,25 @@ def carried(look: Look, level: Level, window: Window) -> FloatArray:
     return np.where(seen, moved, 0).astype(np.float32)
 
 
-def _sampled(values: BoolArray, source: Look, target: Look, *, outside: bool) -> BoolArray:
-    """Values of one look under the middles of another's cells."""
-    height, width = values.shape
-    rows = np.floor(_places(source, target.level, target.window, 0)).astype(int)
-    cols = np.floor(_places(source, target.level, target.window, 1)).astype(int)
-    found = values[np.clip(rows, 0, height - 1)][:, np.clip(cols, 0, width - 1)]
+def _sampled(
+    masks: BoolArray, source: tuple[Level, Window], target: tuple[Level, Window]
+) -> BoolArray:
+    """Masks (n, h, w) of one window under the middles of another's cells; False outside."""
+    height, width = masks.shape[1:]
+    rows, cols = (np.floor(_places(source, target, axis)).astype(int) for axis in (0, 1))
     inside = ((rows >= 0) & (rows < height))[:, None] & ((cols >= 0) & (cols < width))[None]
-    return np.where(inside, found, outside)
+    found = masks[:, np.clip(rows, 0, height - 1)][:, :, np.clip(cols, 0, width - 1)]
+    return np.asarray(found & inside)
 
 
-def _places(source: Look, level: Level, window: Window, axis: int) -> NDArray[np.float64]:
-    """Where the middles of a window's cells lie in the cells of a look, along one axis (0 = y)."""
-    here, there = level, source.level
+def _places(
+    source: tuple[Level, Window], target: tuple[Level, Window], axis: int
+) -> NDArray[np.float64]:
+    """Where the middles of a window's cells lie in another's cells, along one axis (0 = y)."""
+    (there, origin), (here, window) = source, target
     size = 1 - axis  # resolution and anchor are x, y
     sign = -1 if axis == 0 else 1
     pixels = window[axis] + (np.arange(window[axis + 2] // MASK_STEP) + 0.5) * MASK_STEP
     on_map = sign * here.anchor[size] + pixels * here.resolution[size]
     lattice = (on_map - sign * there.anchor[size]) / there.resolution[size]
-    return np.asarray((lattice - source.window[axis]) / MASK_STEP)
+    return np.asarray((lattice - origin[axis]) / MASK_STEP)
