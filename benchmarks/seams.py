@@ -395,7 +395,10 @@ def measured(
         "looks": len(found.frames),
         "split": split(found, case) if len(found.frames) > 1 else None,
         "straight_edge": quality.straight_edge(
-            np.array([found.outline], object), seams, grid.level.cell_size
+            np.array([found.outline], object),
+            seams,
+            grid.level.cell_size,
+            edge=shapely.box(*encoder.scene.bounds).boundary,
         ),
         "agreement": float(np.mean(found.agreement)) if found.agreement else None,
         "swallowed": None,
