@@ -330,7 +330,23 @@ def test_accept_finishes_with_what_there_is(slow: Client) -> None:
     assert not shapely.from_wkb(payload).is_empty
 
 
-def test_correcting_while_paused_shows_the_change_at_once(slow: Client) -> None:
+class Asking(FakeBackend):
+    """Looks at the client's wishes while it corrects, as a network does between its calls."""
+
+    def open(self, scene, read, poll):  # type: ignore[no-untyped-def]
+        super().open(scene, read, poll)
+        self.poll = poll
+
+    def follow(self, clicks, level, options):  # type: ignore[no-untyped-def]
+        follower = super().follow(clicks, level, options)
+        correct = follower.correct
+        follower.correct = lambda more: (self.poll(), correct(more))[1]  # type: ignore[method-assign]
+        return follower
+
+
+@pytest.mark.parametrize("backend", [FakeBackend, Asking])
+def test_correcting_while_paused_shows_the_change_at_once(backend: type[FakeBackend]) -> None:
+    slow = Client(backend(delay=0.05))
     slow.open().send("follow", 1, prompt=PROMPT, level=0)
     slow.wait("progress")
     slow.send("pause")
@@ -347,6 +363,7 @@ def test_correcting_while_paused_shows_the_change_at_once(slow: Client) -> None:
     shape = shapely.from_wkb(payload)
     assert shape.bounds[2] <= CENTRE[0] + 1500 + CELL  # half way between the two clicks
     assert shape.bounds[0] == pytest.approx(CENTRE[0] - RADII[0], abs=2 * CELL)
+    slow.close()
 
 
 def test_a_run_goes_on_in_another_process_from_its_checkpoint(tmp_path: Path) -> None:

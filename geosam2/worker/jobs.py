@@ -39,6 +39,7 @@ class Control:
         self._changed = threading.Condition()
         self._paused = self._cancelled = self._accepted = False
         self._corrections: deque[Any] = deque()
+        self._correcting = False  # one of them is being applied, perhaps in a pause
         self._answers: dict[int, bytes | str] = {}
 
     # from the reader thread -----------------------------------------------------------------
@@ -94,7 +95,9 @@ class Control:
                 if self._hold(lambda: bool(self._corrections)):
                     return
             else:
+                self._correcting = True
                 yield correction
+                self._correcting = False
 
     def poll(self) -> None:
         """Between two network calls: stay here while paused.
@@ -102,7 +105,7 @@ class Control:
         Raises:
             Cancelled, Accepted: If the job was ended by the client.
         """
-        self._hold(lambda: bool(self._corrections))
+        self._hold(self._goes_on)
         if self._accepted:
             raise Accepted
 
@@ -127,7 +130,7 @@ class Control:
                     break
             if not in_time:
                 raise SourceError(f"no pixels arrived within {self._pixel_timeout:g} s")
-            self._hold(lambda: bool(self._corrections))
+            self._hold(self._goes_on)
             if self._accepted:
                 raise Accepted
         if isinstance(answer, str):
@@ -135,7 +138,11 @@ class Control:
         return answer
 
     def _waits(self) -> bool:
-        return self._paused and not self._corrections
+        return self._paused and not self._goes_on()
+
+    def _goes_on(self) -> bool:
+        """In spite of a pause: a correction that came in it is shown before all else."""
+        return self._correcting or bool(self._corrections)
 
     def _ended(self) -> bool:
         return self._cancelled or self._accepted
