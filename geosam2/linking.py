@@ -144,7 +144,7 @@ def links(
         layout: The frames' lattice.
         recipe: `link_iou`, `doubt_share`.
         judge: Asked where the overlap leaves doubt: one part lies in the other there, the object
-            goes on beyond the border, but they are not each other's best. None: not linked.
+            goes on beyond the border, and either has no partner. None: not linked.
     """
     if not parts_a or not parts_b:
         return []
@@ -154,10 +154,11 @@ def links(
     sizes = [p.area for p in parts_a], [p.area for p in parts_b]
     agreed = set(_mutual([e for e in found if e.iou >= recipe.link_iou], *sizes))
     if judge is not None:
+        sure_a, sure_b = {e.a for e in agreed}, {e.b for e in agreed}
         agreed |= {
             e
             for e in found
-            if e not in agreed
+            if not (e.a in sure_a and e.b in sure_b)
             and _doubtful(e, parts_a[e.a], parts_b[e.b], recipe)
             and judge(parts_a[e.a], parts_b[e.b])
         }
