@@ -244,10 +244,13 @@ def _window(
     box: tuple[int, int, int, int],
     size: int,
 ) -> tuple[int, int, int]:
-    """Top, left and side of a square in which the object fills about 1 to 60 %."""
+    """Top, left and side of a square in which the object fills about 1 to 60 %.
+
+    It is enlarged up to eight times, as far as a click on something small is (`geosam2.zoom`).
+    """
     height, width = picture.pixels.shape[:2]
     fill = np.exp(rng.uniform(np.log(0.012), np.log(0.6)))
-    side = int(np.clip(np.sqrt(area / fill), size / 4, size * 8))
+    side = int(np.clip(np.sqrt(area / fill), size / 8, size * 8))
     side = max(16, min(side, height, width))
     if rng.random() < 0.7:  # around the middle of its box
         row, column = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
