@@ -188,10 +188,10 @@ class Result:
 def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
     """Recall, precision and seams of one result.
 
-    `pieces_rate` is the share of the true objects crossing a seam that came out as several
-    polygons, for whatever reason. `split_rate` is the share that the seams are to blame for: two of
-    the polygons meet, and no frame saw both of them, so no look of the network ever told them
-    apart. (A building that every frame shows as two roofs is in the first and not in the second.)
+    `split_rate` is the share of the true objects crossing a seam that came out as several
+    polygons, for whatever reason. `divided_by_seam` is the share that the seams alone are to blame
+    for: two of the polygons meet, and no frame saw both of them, so no look of the network ever
+    told them apart. (A building that every frame shows as two roofs is in the first alone.)
     """
     found, grid = result.shapes, job.grid
     extent = shapely.box(*job.scene.bounds)
@@ -208,8 +208,8 @@ def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
         "precision_50": len(matched) / max(len(found), 1),
         "recall_50_inside": _mean(hit[~crossing]),
         "recall_50_crossing": _mean(hit[crossing]),
-        "split_rate": split_by_seams(result, truth[crossing], 3 * _cell(job)),
-        "pieces_rate": quality.split_rate(found, truth, frames),
+        "split_rate": quality.split_rate(found, truth, frames),
+        "divided_by_seam": divided_by_seam(result, truth[crossing], 3 * _cell(job)),
         "duplicates": quality.duplicates(found),
         "straight_edge": quality.straight_edge(
             found, shapely.union(frames, cores), _cell(job), edge=extent.boundary
@@ -218,7 +218,7 @@ def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
     return {k: None if np.isnan(v) else round(float(v), 4) for k, v in out.items()}
 
 
-def split_by_seams(result: Result, truth: Shapes, reach: float) -> float:
+def divided_by_seam(result: Result, truth: Shapes, reach: float) -> float:
     """Share of the true objects with two polygons that meet and that no frame saw together."""
     tree = shapely.STRtree(result.shapes)
     seen = split = 0
@@ -242,8 +242,8 @@ def centred(job: Job, truth: Shapes) -> dict[str, float]:
         pieces = sum(_piece_of(shape, one) for shape in found)
         seen += pieces > 0
         several += pieces > 1
-    recall, pieces_rate = hits / max(len(truth), 1), several / max(seen, 1)
-    return {"recall_50": round(recall, 4), "pieces_rate": round(pieces_rate, 4)}
+    recall, split = hits / max(len(truth), 1), several / max(seen, 1)
+    return {"recall_50": round(recall, 4), "split_rate": round(split, 4)}
 
 
 def alone(job: Job, place: Any) -> Shapes:
