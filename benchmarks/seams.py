@@ -6,12 +6,13 @@
 
 One click on an object of known outline that covers several frames, and ways to get it whole:
 
-    both     memory in map coordinates and known logits as a prompt (what `pan` does)
+    auto     what `segment` does when nothing else is said: the zoom that shows the click best,
+             followed there, its outline refined at the finest level
+    both     followed at the finest level with memory in map coordinates and known logits as a
+             prompt (what `pan` does)
     memory   memory only
     known    known logits only
     frame    both, but memories placed as in a video, all in the same spot
-    auto     what `segment` does when nothing else is said: the zoom that shows the click best,
-             followed there, its outline refined at the finest level
     merge    every frame by itself (a grid of points), then the best vector rule known: join masks
              whose intersection over the smaller is 0.15 if both are large, 0.5 if one is small,
              0.03 if they meet along most of the seam
@@ -24,10 +25,10 @@ What a plan can name: lake:N, river:N, field:N, road:N, objects drawn so that th
 large objects of labelled pictures, which need the folder `--data`; buildings, those of the example
 scene that cross a frame's border.
 
-The last line is JSON, for each variant: `followed_iou_N`: mean IoU with the truth for objects of N
-frames; `of_coarse_N`: as a share of what "coarse" reached, where it saw the object at all;
-`split_rate`: share of found seam-crossing objects that came out in parts; `straight_edge`: share
-of outline along frame borders; `phase_iou`: IoU of two runs with frames half a frame apart;
+The last line is JSON, of "auto" and then of each variant: `followed_iou_N`: mean IoU with the truth
+for objects of N frames; `of_coarse_N`: as a share of what "coarse" reached, where it saw the object
+at all; `split_rate`: share of found seam-crossing objects that came out in parts; `straight_edge`:
+share of outline along frame borders; `phase_iou`: IoU of two runs with frames half a frame apart;
 `swallowed`: share of the look-alike that was taken in. `real_` is for labelled pictures. Seconds
 are processor time without reading and encoding, so that a machine at work gives them, too.
 """
@@ -65,11 +66,11 @@ from geosam2.tiling import FrameGrid, FrameIndex
 from geosam2.vectorize import from_mosaic, polygons
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "auto": {},
     "both": {},
     "memory": {"use_known": False},
     "known": {"use_memory": False},
     "frame": {"positions": "frame"},
-    "auto": {},
     "coarse": {},
     "merge": {},
     "once": {"rounds": 0},
@@ -519,7 +520,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"the plan {' '.join(QUICK)}")
     parser.add_argument("--plan", nargs="+", default=FULL, metavar="CASE", help="see above")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:-1])
-    parser.add_argument("--phase", nargs="*", choices=VARIANTS, default=["both"],
+    parser.add_argument("--phase", nargs="*", choices=VARIANTS, default=["auto"],
                         help="variants that are run on shifted frames, too")  # fmt: skip
     parser.add_argument("--model", default="nano")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
