@@ -265,13 +265,17 @@ class Segmenter:
     def looks(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
         """All masks of each prompt at every zoom, finest first, before one is chosen.
 
+        A further click is looked at near the zoom of the answer that it corrects.
+
         Args:
             prompts: In the scene's CRS. The clicks of each are answered one after the other.
         """
         before = [self._before(prompt) for prompt in prompts]
         views: dict[Level, list[tuple[int, Window]]] = defaultdict(list)
-        for number, prompt in enumerate(prompts):
-            for level, window in zoom.windows(self.scene, prompt, self.frame_size // zoom.SHARE):
+        side = self.frame_size // zoom.SHARE
+        for number, (prompt, earlier) in enumerate(zip(prompts, before, strict=True)):
+            last = None if earlier is None else earlier.level
+            for level, window in zoom.windows(self.scene, prompt, side, last):
                 views[level].append((number, window))
         found: list[list[FrameMask]] = [[] for _ in prompts]
         for level, members in views.items():

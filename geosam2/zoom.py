@@ -38,6 +38,8 @@ SHARE = 2
 """A window's side is the network's frame size divided by this: cheaper, and as good."""
 SNAP = 4
 """Windows start on multiples of a window's side divided by this, so that near clicks share them."""
+NEAR = 1
+"""A further click is looked at so many zooms finer and coarser than the answer before it."""
 FITS = (0.06, 0.5)
 """Share of a window's side that a prompted box or mask should take."""
 CUT = 0.5
@@ -137,13 +139,16 @@ def _bilinear(values: NDArray[Any], factor: int) -> FloatArray:
 # -- what is looked at
 
 
-def windows(scene: Scene, prompt: Prompt, side: int) -> list[tuple[Level, Window]]:
+def windows(
+    scene: Scene, prompt: Prompt, side: int, before: Level | None = None
+) -> list[tuple[Level, Window]]:
     """Every look at a prompt that may show its object whole, finest first.
 
     Args:
         scene: What is clicked on.
         prompt: In the scene's CRS.
         side: Pixels along a window's side.
+        before: Zoom of the answer that the last click corrects: only those near to it are tried.
     """
     x, y = centre(prompt)
     found = []
@@ -153,7 +158,12 @@ def windows(scene: Scene, prompt: Prompt, side: int) -> list[tuple[Level, Window
         window = window_around(level, x, y, side)
         if fits(prompt, level, window):
             found.append((level, window))
-    return found
+    near = [] if before is None else [one for one in found if _near(one[0], before)]
+    return near or found
+
+
+def _near(level: Level, other: Level) -> bool:
+    return abs(level.index - other.index) <= NEAR
 
 
 def centre(prompt: Prompt) -> tuple[float, float]:

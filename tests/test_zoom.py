@@ -301,7 +301,18 @@ def test_one_more_click_costs_one_more_answer(path: Path) -> None:
     fresh = segmenter(path)
     (at_once,) = fresh.predict(Prompt(points, (1, 0, 0)), level="auto")
     assert np.array_equal(in_turn.logits, at_once.logits)
-    assert in_turn_calls <= len(zoom.ladder(one.scene)) * 3
+    assert in_turn_calls <= 2 * zoom.NEAR + 1  # a decoding at each zoom near the answer before
+
+
+def test_a_further_click_is_looked_at_near_the_zoom_of_the_answer_before(path: Path) -> None:
+    scene, prompt = segmenter(path).scene, Prompt((on_map(303, 213),))
+    everywhere = zoom.windows(scene, prompt, 64)
+    for before, _ in everywhere:
+        near = zoom.windows(scene, prompt, 64, before)
+        assert near == [w for w in everywhere if abs(w[0].index - before.index) <= zoom.NEAR]
+        assert len(near) < len(everywhere)
+    beyond = zoom.enlarged(scene.levels[0], 4096)  # nowhere near: then all of them
+    assert zoom.windows(scene, prompt, 64, beyond) == everywhere
 
 
 def test_the_answer_that_was_used_last_is_forgotten_last(
@@ -325,7 +336,7 @@ def test_hundreds_of_clicks_on_one_object_are_answered(
 ) -> None:
     one = segmenter(path)
     single = one.looks([Prompt((on_map(303, 213),))])
-    monkeypatch.setattr(zoom, "windows", lambda scene, prompt, side: [])
+    monkeypatch.setattr(zoom, "windows", lambda scene, prompt, side, before: [])
     monkeypatch.setattr(one, "_looks", lambda prompts, level: [single[0][:1]])
     points = tuple(on_map(303 + n / 1000, 213) for n in range(400))
     (found,) = one.predict(Prompt(points, (1,) * len(points)), level="auto")
