@@ -14,6 +14,8 @@ import click
 if TYPE_CHECKING:
     from geosam2.worker.backend import Backend
 
+GIVE_WAY = 10  # of the 19 steps that a process can step back
+
 
 @click.command(name="worker")
 @click.option(
@@ -32,6 +34,7 @@ def command(backend: str, delay: float, load_delay: float) -> None:
     lists the messages. It ends when stdin ends.
     """
     output = _own_stdout()
+    _give_way()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     from geosam2.worker.loop import Worker
 
@@ -54,6 +57,12 @@ def _own_stdout() -> BinaryIO:
         msvcrt.setmode(0, os.O_BINARY)  # type: ignore[attr-defined,unused-ignore]
         msvcrt.setmode(output.fileno(), os.O_BINARY)  # type: ignore[attr-defined,unused-ignore]
     return output
+
+
+def _give_way() -> None:
+    """Let the window of the client be drawn first where both want the same processor."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(GIVE_WAY)
 
 
 def _leave_soon() -> None:
