@@ -148,7 +148,7 @@ class PromptedRun:
                 yield mask.prompt, "follow", step
             masklet = self._panning.masklet
             self._note_unread(number, self._panning.reports.values())
-        if self._refines:
+        if self.segmenter.refines(self.task.level, self.task.refine):
             self.pause()  # the object is whole: what is left is its outline
             frames = self.task.options.max_frames
             for run in self.segmenter.refinements(masklet, max_frames=frames):
@@ -160,12 +160,6 @@ class PromptedRun:
                 masklet = run.masklet
                 self._note_unread(number, run.reports)
         self._finish(number, masklet)
-
-    @property
-    def _refines(self) -> bool:
-        if self.task.refine is not None:
-            return self.task.refine
-        return self.segmenter.preset.refine and self.task.level == "auto"
 
     def _note_unread(self, number: int, reports: Iterable[FrameReport]) -> None:
         for report in reports:

@@ -442,7 +442,7 @@ class Segmenter:
             on_step: Called after each frame, for a progress bar.
         """
         options = options or PanOptions()
-        refine = self.preset.refine and level == "auto" if refine is None else refine
+        refine = self.refines(level, refine)
         for mask in self.predict(prompts, level=level):
             masklet = mask.masklet
             if mask.goes_on:
@@ -454,6 +454,10 @@ class Segmenter:
             if refine:
                 masklet = self._refined(masklet, options, on_step)
             yield masklet
+
+    def refines(self, level: Level | int | str, refine: bool | None) -> bool:
+        """Whether outlines are brought to the finest level: as asked, else as the preset says."""
+        return self.preset.refine and level == "auto" if refine is None else refine
 
     def _refined(
         self,
