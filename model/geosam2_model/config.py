@@ -56,6 +56,8 @@ class ModelConfig:
     """Add `dense_prompts.DensePrompts`, the click's own maps (the embedded model has it)."""
     dense_widths: tuple[int, int, int] = (24, 48, 96)
     """Channels of its stack at stride 4, 8 and 16."""
+    mask_quality: bool = False
+    """Add `mask_quality.MaskQuality`, a second opinion on each mask (the embedded model has it)."""
     stability_delta: float = 0.05
     """Offset in logits for the stability test of the single mask."""
     stability_threshold: float | None = 0.98
@@ -170,6 +172,7 @@ VARIANTS: dict[str, ModelConfig] = {
         memory_layers=2,
         memory_mlp=512,
         dense_prompts=True,
+        mask_quality=True,
         pixel_mean=(127.0, 127.0, 127.0),
         pixel_std=(128.0, 128.0, 128.0),
     ),

@@ -228,7 +228,9 @@ class MaskDecoder(nn.Module):
             )
             part = F.gelu(norm(_doubled(part, *first, at8)))
             part = F.gelu(_doubled(part, *second, at4))
-            strips.append(weights @ part.flatten(2))
+            # cells first, as they lie in memory: their gradients then lie so, too
+            cells = part.permute(0, 2, 3, 1).flatten(1, 2)
+            strips.append((cells @ weights.transpose(1, 2)).transpose(1, 2).contiguous())
         return torch.unflatten(torch.cat(strips, dim=2), 2, (4 * h, 4 * w))
 
 

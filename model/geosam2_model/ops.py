@@ -140,7 +140,10 @@ def rows_for(x: Tensor, image_index: Tensor | None) -> Tensor:
     """The image rows (B, ...) that N objects look at; a single image stays one row, uncopied."""
     if x.shape[0] == 1 or image_index is None:
         return x
-    return x.index_select(0, image_index)
+    if not x.requires_grad:
+        return x.index_select(0, image_index)
+    rows = x.split(1)  # gradients of rows are added up faster than those of an index
+    return torch.cat([rows[i] for i in image_index.tolist()])
 
 
 def versions(*modules: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -184,6 +184,10 @@ class SAM2(nn.Module):
             from geosam2_model.dense_prompts import DensePrompts
 
             self.dense_prompts = DensePrompts(config, tuple(self.image_encoder.trunk.channels))
+        if config.mask_quality:
+            from geosam2_model.mask_quality import MaskQuality
+
+            self.mask_quality = MaskQuality(config)
 
     @property
     def device(self) -> torch.device:
@@ -270,7 +274,11 @@ class SAM2(nn.Module):
             self.sam_prompt_encoder.sparse(prompts, features.size).to(image.dtype),
             (fine, middle),
         )
-        return result
+        if not self.config.mask_quality:
+            return result
+        more = self.mask_quality(middle, result.logits, result.tokens)
+        iou = (torch.logit(result.predicted_iou, 1e-4) + more).sigmoid()
+        return replace(result, predicted_iou=iou)
 
     def _image_side(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Embedding without memory and the skips, as the decoder walks through them."""

@@ -25,6 +25,8 @@ from geosam2_model.training.proposals import region_hierarchy
 
 Array = npt.NDArray[Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+FILLS, PLAIN_FILLS = (0.004, 0.6), (0.012, 0.6)
+"""Share of a crop that its object fills: when training, when judging."""
 MIN_PIXELS = 24
 """Objects that show fewer pixels than this in a crop are not asked for."""
 
@@ -219,7 +221,8 @@ def draw_crop(
     `plain` leaves colours and orientation alone.
     """
     raster, n, area, box = picture.objects[rng.integers(len(picture.objects))]
-    top, left, side = _window(rng, picture, raster, n, area, box, size)
+    fills = PLAIN_FILLS if plain else FILLS
+    top, left, side = _window(rng, picture, raster, n, area / _drawn(rng, fills), box, size)
     masks = _masks(rng, picture, (raster, n), (top, left, side), size, objects)
     if not len(masks):
         return None
@@ -235,22 +238,26 @@ def draw_crop(
     return Crop(np.ascontiguousarray(rgb.transpose(2, 0, 1)), masks, picture.name)
 
 
+def _drawn(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    """A number between limits, no order of size likelier than another."""
+    return float(np.exp(rng.uniform(*np.log(limits))))
+
+
 def _window(
     rng: np.random.Generator,
     picture: Picture,
     raster: int,
     n: int,
-    area: int,
+    area: float,
     box: tuple[int, int, int, int],
     size: int,
 ) -> tuple[int, int, int]:
-    """Top, left and side of a square in which the object fills about 1 to 60 %.
+    """Top, left and side of a square of about `area` pixels that shows the object.
 
     It is enlarged up to eight times, as far as a click on something small is (`geosam2.zoom`).
     """
     height, width = picture.pixels.shape[:2]
-    fill = np.exp(rng.uniform(np.log(0.012), np.log(0.6)))
-    side = int(np.clip(np.sqrt(area / fill), size / 8, size * 8))
+    side = int(np.clip(np.sqrt(area), size / 8, size * 8))
     side = max(16, min(side, height, width))
     if rng.random() < 0.7:  # around the middle of its box
         row, column = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from geosam2_model.config import VARIANTS
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training import data, judge, sequences
+from geosam2_model.training import data, judge, optimiser, sequences
 from geosam2_model.training.losses import coverage, interaction_loss
 from geosam2_model.training.prompts import KINDS, Question, ask, correct
 from geosam2_model.training.recipe import Phase, Recipe
@@ -142,16 +142,11 @@ class Trainer:
     def __post_init__(self) -> None:
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
-        trunk = {id(p) for p in self.model.image_encoder.trunk.parameters()}
-        rest = [p for p in self.model.parameters() if id(p) not in trunk]
-        groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.01},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-            {"params": list(self.model.image_encoder.trunk.parameters()), "weight_decay": 0.0},
-        ]
+        rest, matrices = optimiser.groups(self.model, self.model.image_encoder.trunk)
         # not fused: that kernel takes numbers in memory order, and gradients that were averaged
         # lie otherwise in memory than channels-last weights do
-        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), lr=0.0)
+        adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), lr=0.0)
+        self.optimisers = (adam, optimiser.Muon(matrices))
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.out = self.recipe.out
         self.started = time.monotonic()
@@ -179,15 +174,17 @@ class Trainer:
         torch.manual_seed(int(rng.integers(2**31)))
         rate = learning_rate(phase, within)
         open_trunk(self.model, phase)
-        for group, factor in zip(self.optimiser.param_groups, (1, 1, phase.trunk_lr), strict=True):
-            group["lr"] = rate * factor
-        self.optimiser.zero_grad(set_to_none=True)
+        for one in self.optimisers:
+            for group in one.param_groups:
+                group["lr"] = rate * (phase.trunk_lr if group.get("trunk") else 1)
+            one.zero_grad(set_to_none=True)
         loss, report = self._loss(phase, rng)
         loss.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            for one in self.optimisers:
+                one.step()
         self._follow_average()
         self.step += 1
         if self.rank == 0:
@@ -245,8 +242,9 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for name, p in self.model.named_parameters():
-            for key, value in self.optimiser.state.get(p, {}).items():
-                tensors[f"adam.{key}.{name}"] = value
+            for one in self.optimisers:
+                for key, value in one.state.get(p, {}).items():
+                    tensors[f"optimiser.{key}.{name}"] = value
         partial = self.out / f"{STATE}.tmp"
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial,
                   {"step": str(self.step)})  # fmt: skip
@@ -263,11 +261,14 @@ class Trainer:
             get = file.get_tensor
             self.model.load_state_dict({k[6:]: get(k) for k in names if k.startswith("model.")})
             self.average = {k[8:]: get(k) for k in names if k.startswith("average.")}
-            for name, p in self.model.named_parameters():
-                if f"adam.step.{name}" in names:
-                    self.optimiser.state[p] = {
-                        key: get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
+            known = dict(self.model.named_parameters())
+            for key in (k for k in names if k.startswith("optimiser.")):
+                _, what, name = key.split(".", 2)
+                self._optimiser_of(known[name]).state[known[name]][what] = get(key)
+
+    def _optimiser_of(self, p: Tensor) -> torch.optim.Optimizer:
+        adam, muon = self.optimisers
+        return muon if any(p is one for one in muon.param_groups[0]["params"]) else adam
 
 
 def open_trunk(model: SAM2, phase: Phase) -> None:
@@ -302,6 +303,8 @@ Pictures = tuple[data.Crops, dict[str, list[data.Crop]]]
 
 def _process(recipe: Recipe, pictures: Pictures, rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
+    # far from an outline gradients are too small for normal numbers: a quarter of the time
+    torch.set_flush_denormal(True)
     if recipe.processes > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes
