@@ -141,7 +141,7 @@ class PromptedRun:
 
     def _object(self, number: int, mask: FrameMask) -> Iterator[tuple[Prompt, Phase, Step]]:
         masklet = mask.masklet
-        if mask.goes_on:
+        if self.segmenter.follows(mask, self.task.level):
             self._panning = self._start(mask)
             for step in self._panning:
                 self._save_sometimes()

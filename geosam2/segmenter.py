@@ -445,7 +445,7 @@ class Segmenter:
         refine = self.refines(level, refine)
         for mask in self.predict(prompts, level=level):
             masklet = mask.masklet
-            if mask.goes_on:
+            if self.follows(mask, level):
                 run = self.start(mask.prompt, level=mask.level, options=options)
                 for step in run:
                     if on_step:
@@ -454,6 +454,14 @@ class Segmenter:
             if refine:
                 masklet = self._refined(masklet, options, on_step)
             yield masklet
+
+    def follows(self, mask: FrameMask, level: Level | int | str) -> bool:
+        """Whether an object may be more than its first mask.
+
+        At a level that was asked for, one decoding in one frame may have stopped short of the
+        object's ends, as at marks across a road; for "auto" several zooms agreed on it.
+        """
+        return mask.goes_on or level != "auto"
 
     def refines(self, level: Level | int | str, refine: bool | None) -> bool:
         """Whether outlines are brought to the finest level: as asked, else as the preset says."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import shapely
 
     from geosam2.masklet import Masklet
-    from geosam2.propagate import Panning
-    from geosam2.refine import Refining
     from geosam2.segmenter import Segmenter
 
 TILE, ZOOM = (773380, 440482), 20  # web tile of the scene's upper left corner, at its native zoom
@@ -130,15 +128,8 @@ def _follow(segmenter: Segmenter, target: _Target, number: int, max_frames: int)
 
     options = PanOptions(max_frames=max_frames)
     prompt = Prompt((_on_map(*target.click),), crs="EPSG:3857", object_id=number)
-    if target.level is None:
-        return next(segmenter.objects([prompt], options=options))
-    run: Panning | Refining = segmenter.start(prompt, level=target.level, options=options)
-    list(run)
-    masklet = run.masklet
-    for run in segmenter.refinements(masklet, max_frames=max_frames):
-        list(run)
-        masklet = run.masklet
-    return masklet
+    level = "auto" if target.level is None else target.level
+    return next(segmenter.objects([prompt], level=level, options=options, refine=True))
 
 
 def _on_map(column: float, row: float) -> tuple[float, float]:
