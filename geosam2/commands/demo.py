@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -27,8 +27,8 @@ class _Target:
     name: str
     click: tuple[float, float]
     """Column and row of the scene's native pixels."""
-    level: int | None = None
-    """Where it is followed, and then refined; None = the zoom that shows it best."""
+    level: int | Literal["auto"] = "auto"
+    """Where it is followed, and then refined; "auto" = the zoom that shows it best."""
     building: bool = False
     """OpenStreetMap knows its outline."""
 
@@ -128,8 +128,8 @@ def _follow(segmenter: Segmenter, target: _Target, number: int, max_frames: int)
 
     options = PanOptions(max_frames=max_frames)
     prompt = Prompt((_on_map(*target.click),), crs="EPSG:3857", object_id=number)
-    level = "auto" if target.level is None else target.level
-    return next(segmenter.objects([prompt], level=level, options=options, refine=True))
+    found = segmenter.objects([prompt], level=target.level, options=options, refine=True)
+    return next(found)
 
 
 def _on_map(column: float, row: float) -> tuple[float, float]:

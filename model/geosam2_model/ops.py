@@ -142,7 +142,7 @@ def rows_for(x: Tensor, image_index: Tensor | None) -> Tensor:
         return x
     if not x.requires_grad:
         return x.index_select(0, image_index)
-    rows = x.split(1)  # gradients of rows are added up faster than those of an index
+    rows = torch.split(x, 1)  # gradients of rows are added up faster than those of an index
     return torch.cat([rows[i] for i in image_index.tolist()])
 
 

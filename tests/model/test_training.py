@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from geosam2_model import load
+from geosam2_model.checkpoints import save
 from geosam2_model.config import VARIANTS
 from geosam2_model.errors import CheckpointError, InputError
 from geosam2_model.memory_bank import Memory, MemoryBank
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.prompt_maps import Steps, colour_distance, geodesic, palette, split_clicks
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training import augment, judge, prompts, sequences
+from geosam2_model.training import augment, judge, optimiser, prompts, sequences
 from geosam2_model.training.data import Crops, Picture, draw_crop, read_image
+from geosam2_model.training.loop import new_model
 from geosam2_model.training.losses import LossWeights, coverage, mask_iou, mask_loss
+from geosam2_model.training.optimiser import Muon
 from geosam2_model.training.recipe import Phase, Recipe
 from geosam2_model.trunks.efficientnet_lite import (
     LITE0,
@@ -315,6 +318,39 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
     assert (tmp_path / "whole" / "curves.png").exists()
+
+
+def test_parts_that_older_weights_have_not_begin_untrained(tmp_path: Path) -> None:
+    older = SAM2(replace(VARIANTS["nano"], mask_quality=False))
+    save(older, tmp_path / "older.safetensors")
+    model = new_model(Recipe(tmp_path, (), (), start=str(tmp_path / "older.safetensors")))
+    assert model.config == VARIANTS["nano"]
+    state = model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in older.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 16, 3, 3)])
+def test_muon_steps_along_all_singular_directions_alike(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(shape))
+    before = p.detach().clone()
+    p.grad = torch.randn(shape)
+    one = Muon([p], weight_decay=0.0)
+    one.param_groups[0]["lr"] = 0.1
+    one.step()
+    moved = (before - p.detach()).reshape(shape[0], -1)
+    values = torch.linalg.svdvals(moved) / (0.1 * 0.2 * max(moved.shape) ** 0.5)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert torch.sum(moved * p.grad.reshape(shape[0], -1)) > 0
+
+
+def test_every_weight_is_stepped_once() -> None:
+    model = SAM2(VARIANTS["nano"])
+    groups, matrices = optimiser.groups(model, model.image_encoder.trunk)
+    stepped = [*matrices, *(p for group in groups for p in group["params"])]
+    assert len(stepped) == len({id(p) for p in stepped}) == len(list(model.parameters()))
+    assert min(min(p.shape[:2]) for p in matrices) >= optimiser.NARROW
 
 
 def test_the_embedded_model_answers_a_click_and_corrections() -> None:

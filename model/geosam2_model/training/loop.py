@@ -36,11 +36,16 @@ BEST = "best.safetensors"
 
 
 def new_model(recipe: Recipe) -> SAM2:
-    """The network that training starts from."""
+    """The network that training starts from; parts that the start has not begin untrained."""
     if recipe.start:
         from geosam2_model.checkpoints import load
 
-        return load(recipe.start)
+        start, wanted = load(recipe.start), VARIANTS[recipe.variant]
+        if start.config.name != wanted.name or start.config == wanted:
+            return start
+        model = SAM2(wanted)
+        model.load_state_dict(start.state_dict(), strict=False)
+        return model
     torch.manual_seed(recipe.seed)
     model = SAM2(VARIANTS[recipe.variant])
     if isinstance(model.image_encoder.trunk, EfficientNetLite0):

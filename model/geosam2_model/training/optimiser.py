@@ -33,7 +33,7 @@ def is_hidden_matrix(name: str, p: Tensor) -> bool:
     return p.ndim > 1 and not table and min(p.shape[:2]) >= NARROW
 
 
-def groups(model: nn.Module, trunk: nn.Module) -> tuple[list[dict[str, Any]], list[Tensor]]:
+def groups(model: nn.Module, trunk: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
     """What AdamW steps, as parameter groups with a `factor` on the rate, and what Muon does.
 
     Args:
