@@ -262,6 +262,10 @@ class Verdict:
     """After one click at the deepest place."""
     boundary: float
     """Boundary F after one jittered click."""
+    image: Path | None = None
+    """Where the object is; `number` is its id there."""
+    number: int = 0
+    """Id of the object in the image's raster."""
 
 
 @dataclass
@@ -578,7 +582,7 @@ def _judge(
     on_scene: OnScene | None,
 ) -> Verdict:
     """One contestant on one object; all contestants see the same clicks first and the same crop."""
-    rng = np.random.default_rng([options.seed, number, *labelled.path.stem.encode()])
+    rng = randomness(labelled, number, options.seed)
     if options.crop == "object":
         square = square_around(truth, rng)
         pixels, truth = shrunk(square.cut(pixels), square.cut(truth))
@@ -601,7 +605,14 @@ def _judge(
         tuple(ious),
         at_centre,
         boundary_f(opening, truth),
+        labelled.path,
+        number,
     )
+
+
+def randomness(labelled: Labelled, number: int, seed: int) -> np.random.Generator:
+    """What clicks and crops of one object are drawn with: the same for whoever is judged."""
+    return np.random.default_rng([seed, number, *labelled.path.stem.encode()])
 
 
 def _frame_at(click: Click) -> Square:

@@ -11,6 +11,7 @@ import pytest
 import rasterio
 import shapely
 from click.testing import CliRunner
+from PIL import Image
 from rasterio.transform import from_origin
 from scipy import ndimage
 from skimage.metrics import adapted_rand_error
@@ -35,6 +36,7 @@ from geosam2.evaluation import (
     square_around,
     usable_ids,
 )
+from geosam2.evaluation_pictures import worst
 from geosam2.finetune import divide, pictures_of
 
 
@@ -202,6 +204,39 @@ def test_evaluate_clicks_ends_with_a_line_of_json(folder: Path, crop: str) -> No
     assert 0.2 < figures["iou_1"] <= 1  # a bright square on a dark ground
     assert figures["iou_3"] is None
     assert set(figures["sources"]) == {"town"}
+
+
+def test_the_worst_objects_are_drawn_as_they_were_judged(folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "worst.png"
+    arguments = ["clicks", str(folder), "--limit", "2", "--clicks", "3", "--pictures", str(picture)]
+    result = CliRunner().invoke(evaluate, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.glob("worst*")] == ["worst.png"]
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    for colour in ((255, 0, 255), (255, 255, 0)):  # answer, which hides the truth, and click
+        assert (pixels == colour).all(1).sum() > 20, colour
+
+
+@pytest.mark.parametrize(
+    ("more", "remedy"),
+    [(["--pictures", "x.gif"], "must end in .png"), (["--pictures", "x.png", "--crop", "object"],
+                                                     "leave out --crop object")],
+)  # fmt: skip
+def test_pictures_that_cannot_be_drawn_are_refused_before_the_work(
+    folder: Path, more: list[str], remedy: str
+) -> None:
+    result = CliRunner().invoke(evaluate, ["clicks", str(folder), *more])
+    assert result.exit_code == 2
+    assert remedy in result.output
+
+
+def test_the_worst_of_each_source_come_worst_first() -> None:
+    report = ClickReport("")
+    for source, value in (("a", 0.5), ("b", 0.9), ("a", 0.2), ("a", 0.7), ("b", 0.8)):
+        report.add("model", Verdict(source, True, (value,), value, value))
+    assert [(v.source, v.ious[0]) for v in worst(report, 2)] == [
+        ("a", 0.2), ("a", 0.5), ("b", 0.8), ("b", 0.9)
+    ]  # fmt: skip
 
 
 def test_rivals_answer_the_same_clicks(folder: Path) -> None:

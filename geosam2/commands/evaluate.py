@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from geosam2.evaluation import Labelled
 
+PICTURES = (".png", ".jpg", ".jpeg")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _model = click.option("--model", default="nano", show_default=True, help="Name or path of weights.")
 _seed = click.option("--seed", default=0, show_default=True, help="Of everything random.")
@@ -45,6 +46,11 @@ def command() -> None:
 @click.option("--clicks", default=5, show_default=True, type=click.IntRange(1, 20))
 @_limit
 @click.option("--rivals", is_flag=True, help="Also random weights and four classical methods.")
+@click.option(
+    "--pictures",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the worst three objects of each source: .png or .jpg.",
+)
 @_split
 @_part
 @_seed
@@ -55,6 +61,7 @@ def clicks(
     clicks: int,
     limit: int | None,
     rivals: bool,
+    pictures: Path | None,
     split: Path | None,
     part: str,
     seed: int,
@@ -64,13 +71,22 @@ def clicks(
 
     from geosam2.evaluation import ClickOptions, judge_clicks
 
+    if pictures is not None and pictures.suffix.lower() not in PICTURES:
+        raise click.UsageError(f"--pictures is {pictures}; it must end in {', '.join(PICTURES)}")
+    if pictures is not None and crop == "object":
+        raise click.UsageError("--pictures shows whole scenes; leave out --crop object")
     options = ClickOptions(crop, clicks, limit, rivals, seed)
+    images, network = _images(folders, split, part), geosam2_model.load(model)
     report = None
-    for report in judge_clicks(_images(folders, split, part), geosam2_model.load(model), options):
+    for report in judge_clicks(images, network, options):
         done = len(report.verdicts.get("model", ()))
         if done % 50 == 0:
             click.echo(f"{done} objects", err=True)
     assert report is not None
+    if pictures is not None:
+        from geosam2.evaluation_pictures import draw, worst
+
+        draw(worst(report), images, network, pictures, seed)
     click.echo(f"model {model}")
     click.echo(report.table())
     figures = {"model": model, **report.figures()}
