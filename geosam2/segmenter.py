@@ -10,9 +10,9 @@ import datetime
 import json
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 
 SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click
+RECONSIDERED = 3  # zooms, the best ones, at which it does
 BATCH = 64  # objects that are decoded together on one frame, or looked at through all zooms
 LAST_ANSWERS = 64  # remembered, so that one more click costs one more answer
 SHOWN = 12.0  # an answer is shown to the network with the next click, within +-SHOWN
@@ -138,6 +139,27 @@ class FrameMask:
         from geosam2.vectorize import from_mosaic
 
         return from_mosaic(self.masklet.mosaic, **options)
+
+
+class _View(NamedTuple):
+    """One zoom at which a prompt is looked at."""
+
+    number: int
+    """Of the prompt."""
+    level: Level
+    window: Window
+
+
+def _promising(first: Mapping[_View, Sequence[FrameMask]]) -> list[_View]:
+    """The views of each prompt whose best masks score highest, `RECONSIDERED` of them."""
+    prompts: dict[int, list[tuple[_View, FrameMask]]] = defaultdict(list)
+    for view, masks in first.items():
+        prompts[view.number] += [(view, mask) for mask in masks]
+    found = []
+    for seen in prompts.values():
+        order = np.argsort(-zoom.scores([mask for _, mask in seen]), kind="stable")
+        found += list(dict.fromkeys(seen[n][0] for n in order))[:RECONSIDERED]
+    return found
 
 
 class Segmenter:
@@ -271,20 +293,42 @@ class Segmenter:
             prompts: In the scene's CRS. The clicks of each are answered one after the other.
         """
         before = [self._before(prompt) for prompt in prompts]
-        views: dict[Level, list[tuple[int, Window]]] = defaultdict(list)
         side = self.frame_size // zoom.SHARE
+        views = []
         for number, (prompt, earlier) in enumerate(zip(prompts, before, strict=True)):
             last = None if earlier is None else earlier.level
-            for level, window in zoom.windows(self.scene, prompt, side, last):
-                views[level].append((number, window))
+            some = zoom.windows(self.scene, prompt, side, last)
+            views += [_View(number, level, window) for level, window in some]
+        first = self._through(views, prompts, before, thoughts=0)
+        again = [view for view in _promising(first) if before[view.number] is None]
         found: list[list[FrameMask]] = [[] for _ in prompts]
-        for level, members in views.items():
-            numbers, windows = zip(*members, strict=True)
+        second = self._through(again, prompts, before, thoughts=SECOND_THOUGHTS)
+        for view in views:
+            found[view.number] += second.get(view, first[view])
+        return found
+
+    def _through(
+        self,
+        views: Sequence[_View],
+        prompts: Sequence[Prompt],
+        before: Sequence[FrameMask | None],
+        thoughts: int,
+    ) -> dict[_View, list[FrameMask]]:
+        """The masks of each view; those of one level together."""
+        levels: dict[Level, list[_View]] = defaultdict(list)
+        for view in views:
+            levels[view.level].append(view)
+        found: dict[_View, list[FrameMask]] = {}
+        for level, members in levels.items():
+            numbers = [view.number for view in members]
             masks = self._looks_through(
-                [prompts[n] for n in numbers], level, windows, [before[n] for n in numbers]
+                [prompts[n] for n in numbers],
+                level,
+                [view.window for view in members],
+                [before[n] for n in numbers],
+                thoughts,
             )
-            for number, some in zip(numbers, masks, strict=True):
-                found[number] += some
+            found.update(zip(members, masks, strict=True))
         return found
 
     def _coarsest(self) -> Level:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import geopandas
 import numpy as np
 import numpy.typing as npt
 import pyproj
@@ -22,6 +21,8 @@ from geosam2 import contours
 from geosam2.regularize import right_angles, smoothed
 
 if TYPE_CHECKING:
+    import geopandas
+
     from geosam2.mosaic import LogitMosaic
 
 Shape: TypeAlias = Polygon | MultiPolygon
@@ -130,6 +131,8 @@ def coverage(
     placed = _affine(np.array(geometry, dtype=object), transform)
     if simplify_m:
         placed = simplify(placed, crs, simplify_m)
+    import geopandas  # takes as long to import as a click: not before it is needed
+
     return geopandas.GeoDataFrame({"id": found}, geometry=placed, crs=crs)
 
 

@@ -23,6 +23,7 @@ from geosam2.prompts import Prompt
 from geosam2.propagate import Panning, pan
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
+from geosam2.vectorize import from_mosaic
 
 GROUND, OBJECT, OTHER = (60, 110, 50), (40, 70, 170), (190, 60, 60)
 CELL = 2.0
@@ -97,7 +98,7 @@ def test_the_result_does_not_depend_on_where_one_starts(lake):
 
 
 def test_the_result_does_not_depend_on_the_extent(lake, tmp_path):
-    """The same object from two crops of the scene: the same logits."""
+    """The same object from two crops of the scene: the same polygon within a pixel."""
     whole = follow(lake, 320, 150)
     scene = geosam2.open_scene(lake)
     part = scene.within((*on_map(20, 560), *on_map(600, 10)))
@@ -105,6 +106,10 @@ def test_the_result_does_not_depend_on_the_extent(lake, tmp_path):
     list(run)
     a, b = mask_of(whole)[:500, 20:600], mask_of(run)[:500, 20:600]
     assert iou(a, b) > 0.999
+    inner = shapely.box(*on_map(60, 500), *on_map(560, 50))  # away from the crop's edge
+    outlines = [from_mosaic(r.mosaic).boundary.intersection(inner) for r in (whole, run)]
+    assert outlines[0].length > 500 * CELL
+    assert shapely.hausdorff_distance(*outlines) < CELL
 
 
 def test_a_look_alike_that_does_not_touch_is_left_alone(tmp_path):
@@ -293,6 +298,7 @@ import geosam2
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning
 from geosam2.testing.colour_model import ColourModel
+from geosam2.vectorize import from_mosaic
 run = Panning(geosam2.open_scene(sys.argv[1]), ColourModel(128),
               Prompt(points=((float(sys.argv[3]), float(sys.argv[4])),)))
 for step in run:
