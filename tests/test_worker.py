@@ -625,6 +625,15 @@ def test_the_fake_backend_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_the_engine_starts_without_packages_that_it_needs_for_tables_alone() -> None:
+    code = (
+        "import sys, geosam2.segmenter, geosam2.vectorize, geosam2.worker.real;"
+        "print({'geopandas', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 # the fake's geometry -------------------------------------------------------------------------
 
 
@@ -667,12 +676,3 @@ def test_the_lattice_does_not_depend_on_the_corner_that_named_it(
     for a, b in zip(one.anchor(0), two.anchor(0), strict=True):
         off = abs(a - b) % cell
         assert min(off, cell - off) < 1e-5 * cell
-
-
-def test_the_engine_starts_without_packages_that_it_needs_for_tables_alone() -> None:
-    code = (
-        "import sys, geosam2.segmenter, geosam2.vectorize, geosam2.worker.real;"
-        "print({'geopandas', 'pandas', 'matplotlib'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
