@@ -10,20 +10,20 @@ import datetime
 import json
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam2 import regions, zoom
-from geosam2.cache import EmbeddingCache, EncodedFrame, FrameEncoder, Place
+from geosam2 import zoom
+from geosam2.asking import Answer, Question, ask, think_again
+from geosam2.cache import EmbeddingCache, FrameEncoder, Place
 from geosam2.errors import LevelError, PromptError
-from geosam2.looking import GAP, LIMIT, seeds_of
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
-from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, check_valid, locate, network_prompts
+from geosam2.prompts import MASK_STEP, Prompt, locate
 from geosam2.propagate import Panning
 from geosam2.quality import stability_score
 from geosam2.refine import Refining, refinable_level
@@ -33,7 +33,7 @@ from geosam2.tiling import FrameGrid, FrameIndex
 if TYPE_CHECKING:
     import geopandas
     import shapely
-    from geosam2_model import SAM2, Decoded
+    from geosam2_model import SAM2
 
     from geosam2.levels import Level, Window
     from geosam2.scene import Scene
@@ -42,7 +42,7 @@ FloatArray = NDArray[np.float32]
 
 SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click
 RECONSIDERED = 3  # zooms, the best ones, at which it does
-BATCH = 64  # objects that are decoded together on one frame, or looked at through all zooms
+BATCH = 64  # prompts that are looked at through all zooms together
 LAST_ANSWERS = 64  # remembered, so that one more click costs one more answer
 SHOWN = 12.0  # an answer is shown to the network with the next click, within +-SHOWN
 TOUCH = 2  # cells (8 px) at a frame's border: a mask there goes on beyond it
@@ -141,25 +141,31 @@ class FrameMask:
         return from_mosaic(self.masklet.mosaic, **options)
 
 
-class _View(NamedTuple):
-    """One zoom at which a prompt is looked at."""
+def _promising(numbers: Sequence[int], masks: Sequence[Sequence[FrameMask]]) -> list[int]:
+    """The `RECONSIDERED` views of each prompt with the masks that score highest.
 
-    number: int
-    """Of the prompt."""
-    level: Level
-    window: Window
-
-
-def _promising(first: Mapping[_View, Sequence[FrameMask]]) -> list[_View]:
-    """The views of each prompt whose best masks score highest, `RECONSIDERED` of them."""
-    prompts: dict[int, list[tuple[_View, FrameMask]]] = defaultdict(list)
-    for view, masks in first.items():
-        prompts[view.number] += [(view, mask) for mask in masks]
+    Args:
+        numbers: Prompt of each view.
+        masks: Of each view.
+    """
+    prompts: dict[int, list[tuple[int, FrameMask]]] = defaultdict(list)
+    for view, (number, some) in enumerate(zip(numbers, masks, strict=True)):
+        prompts[number] += [(view, mask) for mask in some]
     found = []
     for seen in prompts.values():
         order = np.argsort(-zoom.scores([mask for _, mask in seen]), kind="stable")
         found += list(dict.fromkeys(seen[n][0] for n in order))[:RECONSIDERED]
     return found
+
+
+def _question(
+    prompt: Prompt, level: Level, window: Window, before: FrameMask | None = None
+) -> Question:
+    """A question; the answer before the last click is shown with it."""
+    if before is None:
+        return Question(prompt, level, window)
+    shown = np.clip(zoom.carried(before, level, window), -SHOWN, SHOWN)
+    return Question(prompt, level, window, shown)
 
 
 class Segmenter:
@@ -261,8 +267,8 @@ class Segmenter:
         else:
             before, where = None, self.scene.level(level)
             window = self._home(asked, where)
-        (found,) = self._looks_through([asked], where, [window], [before], thoughts=0)
-        return max(found, key=lambda one: one.predicted_iou)
+        (answer,) = self._ask([_question(asked, where, window, before)])
+        return max(self._masks(answer), key=lambda one: one.predicted_iou)
 
     def _likely_look(self, prompt: Prompt, before: FrameMask | None) -> tuple[Level, Window]:
         """One of the looks that `looks` takes at a prompt."""
@@ -292,44 +298,30 @@ class Segmenter:
         Args:
             prompts: In the scene's CRS. The clicks of each are answered one after the other.
         """
-        before = [self._before(prompt) for prompt in prompts]
+        views: list[tuple[int, Question]] = []
         side = self.frame_size // zoom.SHARE
-        views = []
-        for number, (prompt, earlier) in enumerate(zip(prompts, before, strict=True)):
-            last = None if earlier is None else earlier.level
-            some = zoom.windows(self.scene, prompt, side, last)
-            views += [_View(number, level, window) for level, window in some]
-        first = self._through(views, prompts, before, thoughts=0)
-        again = [view for view in _promising(first) if before[view.number] is None]
+        for number, prompt in enumerate(prompts):
+            before = self._before(prompt)
+            last = None if before is None else before.level
+            for level, window in zoom.windows(self.scene, prompt, side, last):
+                views.append((number, _question(prompt, level, window, before)))
+        answers = self._ask([question for _, question in views])
         found: list[list[FrameMask]] = [[] for _ in prompts]
-        second = self._through(again, prompts, before, thoughts=SECOND_THOUGHTS)
-        for view in views:
-            found[view.number] += second.get(view, first[view])
+        numbers = [number for number, _ in views]
+        for number, masks in zip(numbers, self._thought_over(numbers, answers), strict=True):
+            found[number] += masks
         return found
 
-    def _through(
-        self,
-        views: Sequence[_View],
-        prompts: Sequence[Prompt],
-        before: Sequence[FrameMask | None],
-        thoughts: int,
-    ) -> dict[_View, list[FrameMask]]:
-        """The masks of each view; those of one level together."""
-        levels: dict[Level, list[_View]] = defaultdict(list)
-        for view in views:
-            levels[view.level].append(view)
-        found: dict[_View, list[FrameMask]] = {}
-        for level, members in levels.items():
-            numbers = [view.number for view in members]
-            masks = self._looks_through(
-                [prompts[n] for n in numbers],
-                level,
-                [view.window for view in members],
-                [before[n] for n in numbers],
-                thoughts,
-            )
-            found.update(zip(members, masks, strict=True))
-        return found
+    def _thought_over(
+        self, numbers: Sequence[int], answers: Sequence[Answer]
+    ) -> list[list[FrameMask]]:
+        """Masks of each answer, those of the most promising zooms of each prompt after thinking."""
+        first = [self._masks(answer) for answer in answers]
+        again = [n for n in _promising(numbers, first) if answers[n].ambiguous]
+        second = think_again(self.model, [answers[n] for n in again], SECOND_THOUGHTS)
+        for n, answer in zip(again, second, strict=True):
+            first[n] = self._masks(answer)
+        return first
 
     def _coarsest(self) -> Level:
         """For a box or a click too far apart for any window: followed from there."""
@@ -359,77 +351,40 @@ class Segmenter:
 
     def _looks(self, prompts: Sequence[Prompt], level: Level) -> list[list[FrameMask]]:
         """Masks of each prompt on the frame of its anchor, best first."""
-        windows = [self._home(prompt, level) for prompt in prompts]
-        found = self._looks_through(prompts, level, windows, [None] * len(prompts))
-        return [sorted(masks, key=lambda one: -one.predicted_iou) for masks in found]
+        frames: dict[Window, list[int]] = defaultdict(list)
+        for number, prompt in enumerate(prompts):
+            frames[self._home(prompt, level)].append(number)
+        found: list[list[FrameMask]] = [[] for _ in prompts]
+        for window, members in frames.items():  # all answers at once would be gigabytes
+            answers = self._ask([_question(prompts[n], level, window) for n in members])
+            answers = think_again(self.model, answers, SECOND_THOUGHTS)
+            for n, answer in zip(members, answers, strict=True):
+                found[n] = sorted(self._masks(answer), key=lambda mask: -mask.predicted_iou)
+        return found
 
     def _home(self, prompt: Prompt, level: Level) -> Window:
         """The frame of a prompt's anchor."""
         grid = self.grid(level)
         return grid.window(grid.index_at(*prompt.anchor))
 
-    def _looks_through(
-        self,
-        prompts: Sequence[Prompt],
-        level: Level,
-        windows: Sequence[Window],
-        before: Sequence[FrameMask | None],
-        thoughts: int = SECOND_THOUGHTS,
-    ) -> list[list[FrameMask]]:
-        """Candidates of each prompt in a window; those that share one are decoded together."""
+    def _ask(self, questions: Sequence[Question]) -> list[Answer]:
+        return ask(self.model, self.encoder, questions)
+
+    def _masks(self, answer: Answer) -> list[FrameMask]:
+        """Every mask of an answer, with its place."""
+        prompt, level = answer.question.prompt, answer.question.level
         grid = self.grid(max(level.index, 0))
-        members: dict[Window, list[int]] = defaultdict(list)
-        for number, window in enumerate(windows):
-            members[window].append(number)
-        found: list[list[FrameMask]] = [[] for _ in prompts]
-        for window, some in members.items():
-            frame = self.encoder(level, window)
-            overlap, place = min(self.overlap, window.height // 2), frame.place
-            for numbers, said in _batches(prompts, some, before, frame, level):
-                for number, candidates in zip(
-                    numbers, self._decode(said, frame, thoughts), strict=True
-                ):
-                    index = grid.index_at(*prompts[number].anchor)
-                    found[number] = [
-                        FrameMask(prompts[number], index, place, level, *one, overlap=overlap)
-                        for one in candidates
-                    ]
-        return found
-
-    def _decode(
-        self, said: list[FramePrompt], frame: EncodedFrame, thoughts: int
-    ) -> list[list[tuple[FloatArray, float, float]]]:
-        """(logits, predicted IoU, object score) of each candidate of each object."""
-        import torch
-
-        prompts = network_prompts(said, frame)
-        with torch.no_grad():
-            ambiguous = prompts.num_points <= 1 and prompts.masks is None
-            out = self.model.decode(frame.features, prompts, multimask=ambiguous)
-            for _ in range(thoughts if ambiguous else 0):
-                out = self._again(out, said, frame)
-        logits = out.logits.float().cpu().numpy()
-        ious, scores = out.predicted_iou.tolist(), out.object_score.tolist()
         return [
-            [
-                (_whole(logits[n, k], frame, said[n]), iou, scores[n])
-                for k, iou in enumerate(ious[n])
-            ]
-            for n in range(len(said))
+            FrameMask(
+                prompt,
+                grid.index_at(*prompt.anchor),
+                answer.frame.place,
+                level,
+                *candidate,
+                overlap=min(self.overlap, answer.question.window.height // 2),
+            )
+            for candidate in answer.candidates()
         ]
-
-    def _again(self, out: Decoded, said: list[FramePrompt], frame: EncodedFrame) -> Decoded:
-        """Show the network its own best masks as prompts; keep what it then thinks better of."""
-        import torch
-
-        best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
-        own = [replace(one, logits=mask) for one, mask in zip(said, best, strict=True)]
-        new = self.model.decode(frame.features, network_prompts(own, frame))
-        rows, better = torch.arange(len(said)), new.best_iou >= out.best_iou
-        logits, ious = out.logits.clone(), out.predicted_iou.clone()
-        at = rows[better], out.best[better]
-        logits[at], ious[at] = new.best_logits[better], new.best_iou[better]
-        return replace(out, logits=logits, predicted_iou=ious)
 
     # -- whole objects
 
@@ -633,35 +588,3 @@ def _load(model: str | SAM2) -> SAM2:
     import geosam2_model
 
     return geosam2_model.load(model)
-
-
-def _batches(
-    prompts: Sequence[Prompt],
-    members: list[int],
-    before: Sequence[FrameMask | None],
-    frame: EncodedFrame,
-    level: Level,
-) -> Iterator[tuple[list[int], list[FramePrompt]]]:
-    """Prompts of one frame in batches of one kind."""
-    kinds: dict[Any, list[tuple[int, FramePrompt]]] = defaultdict(list)
-    for number in members:
-        said = FramePrompt.of(prompts[number], frame)
-        check_valid(said, frame)
-        if (earlier := before[number]) is not None:
-            shown = zoom.carried(earlier, level, frame.window)
-            said = replace(said, logits=np.clip(shown, -SHOWN, SHOWN))
-        kinds[(*said.kind(), len(said.points) <= 1)].append((number, said))
-    for group in kinds.values():
-        for start in range(0, len(group), BATCH):
-            numbers, batch = zip(*group[start : start + BATCH], strict=True)
-            yield list(numbers), list(batch)
-
-
-def _whole(logits: FloatArray, frame: EncodedFrame, said: FramePrompt) -> FloatArray:
-    """The mask without what does not hang together with a click."""
-    empty = np.zeros(logits.shape, np.float32)
-    seeds = seeds_of(frame, empty, said)
-    if not seeds.any():
-        return logits.copy()
-    kept = regions.reachable(logits > 0, seeds, gap=GAP)
-    return np.where((logits > 0) & ~kept, -logits, logits)
