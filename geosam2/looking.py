@@ -28,6 +28,7 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 GAP = 3  # cells: breaks of up to 24 px (a bridge, a tree over a road) do not cut an object
+PARTLY = 0.02  # share of unknown cells above which a mask is known in part
 LIMIT = 32.0  # known logits are shown to the network within +-LIMIT
 AGREES = 0.8  # agreement from which the single mask is taken without looking at the other three
 REACH = 16  # cells (64 px) by which the answer is taken for known further out each round
@@ -126,6 +127,8 @@ class Look:
 
     def _ask(self, said: FramePrompt, *, multimask: bool) -> list[Answer]:
         prompts = None if said.empty else network_prompts([said], self.frame)
+        if prompts is not None and said.logits is not None:
+            prompts = replace(prompts, in_part=float((said.logits == 0).mean()) > PARTLY)
         out = self.model.decode(self.features, prompts, multimask=multimask)
         return [self._read(_only(out, number)) for number in range(int(out.logits.shape[1]))]
 

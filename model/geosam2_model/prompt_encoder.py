@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,10 @@ class Prompts:
     """(N, 1, H / 4, W / 4) float logits of an earlier answer."""
     image_index: Tensor | None = None
     """(N,) long, which image of the batch each object is on; None: the only one, or one each."""
+
+    in_part: bool = False
+    """Masks are what neighbouring frames know of objects that go on here: `mask_quality`, which
+    prefers what ends in sight, is not asked about them."""
 
     def __post_init__(self) -> None:
         if (self.points is None) != (self.labels is None):
@@ -73,11 +78,13 @@ class Prompts:
 
     def __getitem__(self, objects: slice) -> Prompts:
         """Some of the objects."""
-        return replace(self, **{k: v[objects] for k, v in self._tensors().items()})
+        some: dict[str, Any] = {k: v[objects] for k, v in self._tensors().items()}
+        return replace(self, **some)
 
     def to(self, device: torch.device) -> Prompts:
         """The same on another device."""
-        return replace(self, **{k: v.to(device) for k, v in self._tensors().items()})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in self._tensors().items()}
+        return replace(self, **moved)
 
     def corners_and_points(self) -> tuple[Tensor, Tensor] | None:
         """Box corners, then points: ((N, P, 2), (N, P)), or None without either."""

@@ -274,7 +274,7 @@ class SAM2(nn.Module):
             self.sam_prompt_encoder.sparse(prompts, features.size).to(image.dtype),
             (fine, middle),
         )
-        if not self.config.mask_quality:
+        if prompts.in_part or not self.config.mask_quality:
             return result
         more = self.mask_quality(middle, result.logits, result.tokens)
         iou = (torch.logit(result.predicted_iou, 1e-4) + more).sigmoid()

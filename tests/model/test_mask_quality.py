@@ -89,3 +89,17 @@ def test_no_gradient_goes_back_through_the_masks(discs: Tensor) -> None:
     head(image, logits, torch.zeros(1, 4, NANO.d_model)).sum().backward()
     assert logits.grad is None
     assert image.grad is not None
+
+
+def test_objects_known_in_part_are_judged_by_their_token_alone() -> None:
+    torch.manual_seed(3)
+    model = SAM2(NANO).eval()
+    torch.nn.init.normal_(model.mask_quality.judge.layers[-1].weight)  # type: ignore[arg-type]
+    with torch.no_grad():
+        features = model.encode(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
+        with_it, without = (
+            model.decode(features, replace(CLICK, in_part=in_part), multimask=True)
+            for in_part in (False, True)
+        )
+    assert torch.equal(with_it.logits, without.logits)
+    assert not torch.allclose(with_it.predicted_iou, without.predicted_iou)
