@@ -318,6 +318,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
     assert (tmp_path / "whole" / "curves.png").exists()
+    assert torch.tensor(1e-40) * 1 > 0, "tiny numbers are still 0 after training"
 
 
 def test_parts_that_older_weights_have_not_begin_untrained(tmp_path: Path) -> None:

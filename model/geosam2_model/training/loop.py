@@ -6,10 +6,12 @@ exactly as if it had not been.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -306,15 +308,27 @@ def average_gradients(model: SAM2) -> None:
 Pictures = tuple[data.Crops, dict[str, list[data.Crop]]]
 
 
+@contextlib.contextmanager
+def tiny_is_zero() -> Iterator[None]:
+    """Numbers too small to be normal are 0 in this thread meanwhile.
+
+    Gradients far from an outline are such numbers, and a quarter of a step's time.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)  # other code may count on them
+
+
 def _process(recipe: Recipe, pictures: Pictures, rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
-    # far from an outline gradients are too small for normal numbers: a quarter of the time
-    torch.set_flush_denormal(True)
     if recipe.processes > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes
         )
-    Trainer(recipe, *pictures, rank, new_model(recipe)).run()
+    with tiny_is_zero():
+        Trainer(recipe, *pictures, rank, new_model(recipe)).run()
     if dist.is_initialized():
         dist.destroy_process_group()
 
