@@ -144,7 +144,7 @@ def compare_within(parts: Sequence[Part], layout: Layout) -> list[Cover]:
     return out
 
 
-NESTED = 0.1  # below this share of the other's area, a thing inside is a thing of its own
+NESTED = 0.2  # below this share of the other's area, a thing inside is a thing of its own
 INSIDE = 0.5  # covers of less than this share are not worth a row
 
 
