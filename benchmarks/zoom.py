@@ -105,7 +105,7 @@ def watch(images: list[evaluation.Labelled], model: Any, limit: int, clicks: int
         raster = evaluation.read_raster(labelled.raster)
         for number in ids:
             truth = raster == number
-            rng = np.random.default_rng([0, number, *labelled.path.stem.encode()])
+            rng = evaluation.randomness(labelled, number, options.seed)
             first = evaluation.first_click(truth, rng, "jittered")
             watched = Watched(segmenter, truth, labelled.source)
             evaluation.converse(watched, truth, first, clicks)

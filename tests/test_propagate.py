@@ -298,7 +298,6 @@ import geosam2
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning
 from geosam2.testing.colour_model import ColourModel
-from geosam2.vectorize import from_mosaic
 run = Panning(geosam2.open_scene(sys.argv[1]), ColourModel(128),
               Prompt(points=((float(sys.argv[3]), float(sys.argv[4])),)))
 for step in run:

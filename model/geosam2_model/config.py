@@ -57,7 +57,7 @@ class ModelConfig:
     dense_widths: tuple[int, int, int] = (24, 48, 96)
     """Channels of its stack at stride 4, 8 and 16."""
     mask_quality: bool = False
-    """Add `mask_quality.MaskQuality`, a second opinion on each mask (the embedded model has it)."""
+    """Add `mask_quality.MaskQuality`, a second opinion on each mask (older weights have none)."""
     stability_delta: float = 0.05
     """Offset in logits for the stability test of the single mask."""
     stability_threshold: float | None = 0.98

@@ -37,7 +37,6 @@ class Prompts:
     """(N, 1, H / 4, W / 4) float logits of an earlier answer."""
     image_index: Tensor | None = None
     """(N,) long, which image of the batch each object is on; None: the only one, or one each."""
-
     in_part: bool = False
     """Masks are what neighbouring frames know of objects that go on here: `mask_quality`, which
     prefers what ends in sight, is not asked about them."""

@@ -34,7 +34,7 @@ def is_hidden_matrix(name: str, p: Tensor) -> bool:
 
 
 def groups(model: nn.Module, trunk: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
-    """What AdamW steps, as parameter groups with a `factor` on the rate, and what Muon does.
+    """What AdamW steps, as parameter groups of which one is marked `trunk`, and what Muon does.
 
     Args:
         model: All of it.
