@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float32]
 
 SECOND_THOUGHTS = 2  # times that the network sees its own mask as a prompt after a first click
-RECONSIDERED = 3  # zooms, the best ones, at which it does
 BATCH = 64  # prompts that are looked at through all zooms together
 LAST_ANSWERS = 64  # remembered, so that one more click costs one more answer
 SHOWN = 12.0  # an answer is shown to the network with the next click, within +-SHOWN
@@ -139,23 +138,6 @@ class FrameMask:
         from geosam2.vectorize import from_mosaic
 
         return from_mosaic(self.masklet.mosaic, **options)
-
-
-def _promising(numbers: Sequence[int], masks: Sequence[Sequence[FrameMask]]) -> list[int]:
-    """The `RECONSIDERED` views of each prompt with the masks that score highest.
-
-    Args:
-        numbers: Prompt of each view.
-        masks: Of each view.
-    """
-    prompts: dict[int, list[tuple[int, FrameMask]]] = defaultdict(list)
-    for view, (number, some) in enumerate(zip(numbers, masks, strict=True)):
-        prompts[number] += [(view, mask) for mask in some]
-    found = []
-    for seen in prompts.values():
-        order = np.argsort(-zoom.scores([mask for _, mask in seen]), kind="stable")
-        found += list(dict.fromkeys(seen[n][0] for n in order))[:RECONSIDERED]
-    return found
 
 
 def _question(
@@ -306,22 +288,11 @@ class Segmenter:
             for level, window in zoom.windows(self.scene, prompt, side, last):
                 views.append((number, _question(prompt, level, window, before)))
         answers = self._ask([question for _, question in views])
+        answers = think_again(self.model, answers, SECOND_THOUGHTS)
         found: list[list[FrameMask]] = [[] for _ in prompts]
-        numbers = [number for number, _ in views]
-        for number, masks in zip(numbers, self._thought_over(numbers, answers), strict=True):
-            found[number] += masks
+        for (number, _), answer in zip(views, answers, strict=True):
+            found[number] += self._masks(answer)
         return found
-
-    def _thought_over(
-        self, numbers: Sequence[int], answers: Sequence[Answer]
-    ) -> list[list[FrameMask]]:
-        """Masks of each answer, those of the most promising zooms of each prompt after thinking."""
-        first = [self._masks(answer) for answer in answers]
-        again = [n for n in _promising(numbers, first) if answers[n].ambiguous]
-        second = think_again(self.model, [answers[n] for n in again], SECOND_THOUGHTS)
-        for n, answer in zip(again, second, strict=True):
-            first[n] = self._masks(answer)
-        return first
 
     def _coarsest(self) -> Level:
         """For a box or a click too far apart for any window: followed from there."""
