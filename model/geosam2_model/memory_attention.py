@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
 from geosam2_model.mask_decoder import Attention
-from geosam2_model.ops import by_rows, remembered, sine_positions
+from geosam2_model.ops import attention, by_rows, remembered, sine_positions
 
 ROWS, KEYS = 512, 1024  # a tile of scores stays in the cache
+TURNED = 2048  # so do the tokens that are turned at once
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,34 @@ def rotary_table(
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the first len(table) tokens of (N, S, C) pair by pair; the others stay."""
     count = len(table)
-    pairs = torch.view_as_complex(torch.unflatten(x[:, :count].float(), 2, (-1, 2)).contiguous())
-    turned = torch.view_as_real(pairs * table).flatten(2).to(x.dtype)
-    return turned if count == x.shape[1] else torch.cat([turned, x[:, count:]], dim=1)
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        turned = _turn(x[:, :count], table)
+        return turned if count == x.shape[1] else torch.cat([turned, x[:, count:]], dim=1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pieces = (y.split(TURNED, dim=1) for y in (out[:, :count], x[:, :count]))
+    for target, source, turn in zip(*pieces, table.split(TURNED), strict=True):
+        target.copy_(_turn(source, turn))
+    out[:, count:] = x[:, count:]
+    return out
+
+
+def _turn(x: Tensor, table: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(torch.unflatten(x.float(), 2, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * table).flatten(2).to(x.dtype)
 
 
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Single-head attention of (N or 1, L, C) queries, values of another width than the keys.
 
-    Without gradients in tiles, so that the scores stay in the processor's cache.
+    Without gradients in tiles, so that the scores stay in the processor's cache. PyTorch's own
+    kernel does that too, but wants values as wide as the keys; in half precision, where products
+    cost little, widening them with zeros is faster than tiles of our own.
     """
     if torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v)
+    if q.dtype != torch.float32:
+        wide = F.pad(v, (0, k.shape[2] - v.shape[2]))
+        return attention(q, k, wide, heads=1)[..., : v.shape[2]]
     q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
     rows = [_attend_rows(q[:, i : i + ROWS], k, v) for i in range(0, q.shape[1], ROWS)]
     return torch.cat(rows, dim=1)
@@ -119,7 +136,7 @@ class MemoryAttentionLayer(nn.Module):
         own, cross = self.self_attn, self.cross_attn_image
         y = self.norm1(x)
         q, k = rotate(own.q_proj(y), here), rotate(own.k_proj(y), here)
-        x = x + own.out_proj(F.scaled_dot_product_attention(q, k, own.v_proj(y)))
+        x = x + own.out_proj(attention(q, k, own.v_proj(y), heads=1))
         q = rotate(cross.q_proj(self.norm2(x)), here)
         k = rotate(cross.k_proj(memory.values + memory.positions), memory.rotary)
         x = x + cross(q, k, memory.values)

@@ -125,6 +125,19 @@ def sine_times(times: Tensor, channels: int, temperature: float = 10000.0) -> Te
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) with channels next to each other, as convolutions are fastest on a CPU.
+
+    `contiguous` leaves the stride of a batch of one as it is, and then oneDNN takes the image for
+    one with channels apart, which is ten times slower.
+
+    >>> channels_last(torch.zeros(4, 5, 3).permute(2, 0, 1)[None]).stride()
+    (60, 1, 15, 3)
+    """
+    rows = x.permute(0, 2, 3, 1).contiguous()
+    return rows.view(-1).view(rows.shape).permute(0, 3, 1, 2)
+
+
 def by_twos(x: Tensor) -> Tensor:
     """A map (N, C, 2 h, 2 w) as (N, h, 2, w, 2, C), to add to it what is known of 2 x 2 cells."""
     rows = torch.unflatten(x.permute(0, 2, 3, 1), 1, (-1, 2))  # N, h, 2, 2 w, C

@@ -28,12 +28,19 @@ from geosam2_model.memory_bank import (
 )
 from geosam2_model.memory_encoder import MemoryEncoder
 from geosam2_model.neck import ImageEncoder
-from geosam2_model.ops import MLP, LastUsed, rows_for, sine_positions, sine_times, version
+from geosam2_model.ops import (
+    MLP,
+    LastUsed,
+    channels_last,
+    rows_for,
+    sine_positions,
+    sine_times,
+    version,
+)
 from geosam2_model.prompt_encoder import PromptEncoder, Prompts
 
 SKETCH = 12.0  # logits that are laid on later frames are held within this
 CACHED_PIXELS = 4 * 512**2  # of objects that are decoded together
-LAST = torch.channels_last  # the memory format in which convolutions are fastest on a CPU
 ABSENT = -1024.0  # logit of every pixel where the object is not on the frame
 
 
@@ -209,7 +216,7 @@ class SAM2(nn.Module):
             InputError: If channels, size or values are not as above.
         """
         x = self._normalise(_checked(pixels))
-        maps = self.image_encoder.trunk(x.contiguous(memory_format=LAST))
+        maps = self.image_encoder.trunk(channels_last(x))
         neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
         skips = (neck.skip(maps, 0, decoder.conv_s0), neck.skip(maps, 1, decoder.conv_s1))
         features = ImageFeatures(neck.embedding(maps), skips, (x.shape[-2], x.shape[-1]))
@@ -286,7 +293,7 @@ class SAM2(nn.Module):
         def make() -> tuple[Tensor, Tensor, Tensor]:
             fine, middle = features.high_res
             image = features.embedding + self.no_mem_embed[0, 0, :, None, None]
-            a, b, c = (x.contiguous(memory_format=LAST) for x in (image, middle, fine))
+            a, b, c = (channels_last(x) for x in (image, middle, fine))
             return a, b, c
 
         if torch.is_grad_enabled():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from geosam2_model.config import VARIANTS
 from geosam2_model.errors import InputError
-from geosam2_model.memory_attention import rotary_table, rotate
+from geosam2_model.memory_attention import TURNED, rotary_table, rotate
 from geosam2_model.memory_bank import PROMPTED, Memory, MemoryBank
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.sam2 import SAM2, ImageFeatures
@@ -142,6 +142,19 @@ def test_rotation_depends_on_the_difference_of_places_alone() -> None:
 
     assert product((3, 4), (1, 9)) == pytest.approx(product((-20, 40), (-22, 45)), abs=1e-4)
     assert product((3, 4), (1, 9)) != pytest.approx(product((3, 4), (1, 8)), abs=1e-2)
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_turning_in_pieces_turns_every_token_once(more: int) -> None:
+    """Without gradients it is done in pieces; those after the table stay as they are."""
+    table = rotary_table(32, 50, 2 * TURNED // 50 + 7, 0, 0, torch.device("cpu"))
+    x = torch.randn(2, len(table) + more, 32)
+    with torch.no_grad():
+        pieces = rotate(x, table)
+    torch.testing.assert_close(pieces, rotate(x, table))
+    assert torch.equal(pieces[:, len(table) :], x[:, len(table) :])
+    one = rotate(x[:, -1 - more :][:, :1], table[-1:])
+    torch.testing.assert_close(pieces[:, len(table) - 1, None], one)
 
 
 def test_a_map_token_turns_like_the_query_at_its_place() -> None:

@@ -13,7 +13,7 @@ from geosam2_model.errors import InputError
 from geosam2_model.mask_decoder import Attention, stability
 from geosam2_model.memory_attention import attend_wide
 from geosam2_model.memory_encoder import MaskDownsampler
-from geosam2_model.ops import LayerNorm2d, sine_positions, sine_times
+from geosam2_model.ops import LayerNorm2d, channels_last, sine_positions, sine_times
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.sam2 import SAM2, ImageFeatures
 from geosam2_model.trunks import build_trunk
@@ -168,6 +168,23 @@ def test_wide_attention_in_parts_is_attention(rows: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(attend_wide(q, k, v), plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(attend_wide(q, k, v), plain, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_wide_attention_in_half_precision_is_attention() -> None:
+    q, k, v = (torch.randn(n, length, width).bfloat16()
+               for n, length, width in ((1, 70, 32), (3, 90, 32), (3, 90, 8)))  # fmt: skip
+    plain = torch.softmax(q.float() @ k.float().mT / math.sqrt(32), dim=2) @ v.float()
+    torch.testing.assert_close(attend_wide(q, k, v).float(), plain, rtol=2e-2, atol=1e-2)
+
+
+def test_channels_lie_next_to_each_other_for_one_picture_too() -> None:
+    x = torch.randn(1, 3, 6, 7)
+    for order in (x, x.permute(0, 1, 3, 2), x.to(memory_format=torch.channels_last), x[0, None]):
+        y = channels_last(order)
+        torch.testing.assert_close(y, order)
+        _, _, h, w = y.shape
+        assert y.stride() == (3 * h * w, 1, 3 * w, 3)
 
 
 def test_sine_positions_follow_the_formula() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from geosam2_model.config import ModelConfig
 from geosam2_model.ops import MLP, by_rows, remembered
 
-EARLY_WINDOWS = 32  # 8 x 8 windows that go through the early blocks together, without gradients
+EARLY_BYTES = 3 << 19  # of the windows that go through the early blocks together, without gradients
 LEVELS = 3  # an 8 x 8 window of the first stage is 2 x 2 x 2 nested squares
 
 
@@ -192,7 +192,8 @@ class Hiera(nn.Module):
         """
         B, _, C = x.shape
         windows = x.reshape(-1, 64, C)
-        step = len(windows) if torch.is_grad_enabled() else EARLY_WINDOWS
+        one = windows[0].numel() * windows.element_size()
+        step = len(windows) if torch.is_grad_enabled() else max(1, EARLY_BYTES // one)
         parts = [self._early_windows(windows[i : i + step]) for i in range(0, len(windows), step)]
         fine, middle, coarse = (torch.cat(same) for same in zip(*parts, strict=True))
         return fine.view(B, -1, C), middle.view(B, -1, 2 * C), coarse.view(B, -1, 4 * C)
