@@ -46,15 +46,15 @@ class MaskQuality(nn.Module):
             tokens: Mask tokens (N, M, d_model).
         """
         N, M, H, W = logits.shape
-        share = logits.detach().reshape(N * M, 1, H, W).sigmoid()
+        share = logits.detach().float().reshape(N * M, 1, H, W).sigmoid()
         small = F.avg_pool2d(share, 2)  # N M, 1, h, w
         edge = F.avg_pool2d(4 * share * (1 - share), 2) + _outline(small)
-        seen = self.mask(torch.cat([small, edge], 1)).unflatten(0, (N, M))
+        seen = self.mask(torch.cat([small, edge], 1).to(image.dtype)).unflatten(0, (N, M))
         x = F.relu(seen + self.image(image)[:, None]).flatten(0, 1)  # N M, near, h, w
         deep = F.relu(self.deep(F.relu(self.down(x))))
         pooled = [_under(x, small), _under(x, edge), deep.mean((2, 3)), deep.amax((2, 3))]
         found = torch.cat([*pooled, _shape(share, edge), tokens.flatten(0, 1)], 1)
-        return cast(Tensor, self.judge(found)).view(N, M)
+        return cast(Tensor, self.judge(found.to(tokens.dtype))).view(N, M)
 
 
 def _outline(share: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _outline(share: Tensor) -> Tensor:
 
 def _under(maps: Tensor, weight: Tensor) -> Tensor:
     """Mean of (B, C, h, w) under weights (B, 1, h, w): (B, C)."""
-    total = torch.einsum("bchw,bhw->bc", maps, weight[:, 0])
+    total = torch.einsum("bchw,bhw->bc", maps, weight[:, 0].to(maps.dtype))
     return total / (weight.sum((2, 3)) + 1e-3)
 
 

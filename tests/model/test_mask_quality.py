@@ -40,6 +40,19 @@ def test_an_untrained_opinion_changes_no_prediction() -> None:
     torch.testing.assert_close(a.logits, b.logits)
 
 
+def test_half_precision_gives_nearly_the_same_opinion(discs: Tensor) -> None:
+    torch.manual_seed(0)
+    judge = MaskQuality(NANO)
+    torch.nn.init.normal_(judge.judge.layers[-1].weight)
+    image = torch.randn(1, NANO.skip_channels[1], 8, 8)
+    tokens = torch.randn(1, 4, NANO.d_model)
+    with torch.no_grad():
+        plain = judge(image, discs, tokens)
+        half = judge.bfloat16()(image.bfloat16(), discs.bfloat16(), tokens.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), plain, rtol=0.05, atol=0.1)
+
+
 def test_means_under_a_mask_are_those_of_a_loop(discs: Tensor) -> None:
     torch.manual_seed(0)
     maps, weight = torch.randn(4, 3, 8, 8), F.avg_pool2d(discs.sigmoid(), 2)[0][:, None]
