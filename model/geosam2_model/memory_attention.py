@@ -64,9 +64,9 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         turned = _turn(x[:, :count], table)
         return turned if count == x.shape[1] else torch.cat([turned, x[:, count:]], dim=1)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    pieces = (y.split(TURNED, dim=1) for y in (out[:, :count], x[:, :count]))
-    for target, source, turn in zip(*pieces, table.split(TURNED), strict=True):
-        target.copy_(_turn(source, turn))
+    for i in range(0, count, TURNED):
+        some = slice(i, min(i + TURNED, count))
+        out[:, some] = _turn(x[:, some], table[some])
     out[:, count:] = x[:, count:]
     return out
 
