@@ -18,6 +18,7 @@ from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.prompt_maps import Steps, colour_distance, geodesic, palette, split_clicks
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import augment, judge, optimiser, prompts, sequences
+from geosam2_model.training.average import average
 from geosam2_model.training.data import Crops, Picture, draw_crop, read_image
 from geosam2_model.training.loop import new_model
 from geosam2_model.training.losses import LossWeights, coverage, mask_iou, mask_loss
@@ -370,3 +371,21 @@ def test_distances_used_for_clicks_are_those_of_scipy() -> None:
     np.testing.assert_allclose(
         found, whole[top : top + found.shape[0], left : left + found.shape[1]]
     )
+
+
+def test_the_mean_of_runs_has_the_parts_that_any_of_them_has() -> None:
+    small = replace(VARIANTS["nano"], image_size=64)
+    new, old = SAM2(small), SAM2(replace(small, mask_quality=False))
+    a, b = ({k: v.clone() for k, v in m.state_dict().items()} for m in (new, old))
+    mean = average([old, new]).state_dict()
+    assert mean.keys() == a.keys()
+    for name, found in mean.items():
+        plain = (a[name] + b[name]) / 2 if name in b and found.is_floating_point() else a[name]
+        torch.testing.assert_close(found, plain)
+
+
+def test_models_of_two_sizes_have_no_mean() -> None:
+    sizes = (64, 128)
+    models = [SAM2(replace(VARIANTS["nano"], image_size=size)) for size in sizes]
+    with pytest.raises(CheckpointError, match="2 kinds"):
+        average(models)
