@@ -127,7 +127,7 @@ def recipe_for(network: Any) -> Recipe:
         points=(8,),
         min_iou=0.3,
         min_stability=0.3,
-        min_score=0.35,
+        min_score=0.42,
         coverage=(0.8,),
         coverage_points=16,
         link_iou=0.35,

@@ -8,7 +8,7 @@ of the borders and not with the area.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Object:
     covered: float
     """Share that better objects cover, 0..1."""
     parent: PartKey | None
-    """A part of the smallest object around it."""
+    """Name of the smallest object around it."""
 
     @property
     def score(self) -> float:
@@ -144,7 +144,8 @@ def compare_within(parts: Sequence[Part], layout: Layout) -> list[Cover]:
     return out
 
 
-NESTED = 0.2  # below this share of the other's area, a thing inside is a thing of its own
+NESTED = 0.1  # below this share of the other's area, a thing inside is a thing of its own
+LARGER = 0.35  # power of the area in a mask's quality: a roof before the half of it
 INSIDE = 0.5  # covers of less than this share are not worth a row
 
 
@@ -174,8 +175,8 @@ def _shared_pixels(a: Part, b: Part) -> float:
 
 
 def _quality(part: Part) -> tuple[bool, float, PartKey]:
-    """Whole before cut, then by score; the key decides ties, the same way everywhere."""
-    return part.edges == 0, part.score, part.key
+    """Whole before cut, then by score and size; the key decides ties, the same way everywhere."""
+    return part.edges == 0, part.score * part.area**LARGER, part.key
 
 
 # --- components
@@ -219,7 +220,10 @@ def _held(
     return Borders(
         tuple(row for row in rows if groups.find(row.key) in held),
         tuple(link for link in all_links if groups.find(link.a) in held),
-        tuple(cover for cover in covers if groups.find(cover.inner) in held),
+        # by the outer object's name: what settles here is not known by its parts higher up
+        tuple(
+            replace(c, outer=groups.find(c.outer)) for c in covers if groups.find(c.inner) in held
+        ),
     )
 
 

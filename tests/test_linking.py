@@ -207,6 +207,16 @@ def test_objects_know_their_frames_area_and_parent():
     assert yard.parent is None
 
 
+def test_a_parent_that_settled_lower_is_named_as_it_was_there():
+    """The yard lies in both frames of the left block; the path in it just leaves that block."""
+    yard, path = rectangle(20, 40, 110, 188), rectangle(40, 100, 44, 196)
+    parts = scene_parts([yard, path], (1, 4))
+    parts[0, 2] = []
+    objects = settled_in_a_tree(parts, Blocks((0, 0), (1, 4), 2))
+    assert objects == settled_in_a_tree(parts, Blocks((0, 0), (1, 4), 8))
+    assert [o.parent for o in objects] == [None, (0, 0, 0)]
+
+
 def test_a_part_that_the_neighbour_did_not_find_is_reported_open():
     parts = scene_parts([rectangle(20, 40, 70, 180)], (1, 2))
     parts[0, 1] = []
