@@ -487,7 +487,7 @@ def tune(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     job = plan(scene, folder / "tune", model=model, **loose)
     finish(job)
     out = {}
-    for limit in (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5):
+    for limit in (0.2, 0.3, 0.35, 0.38, 0.42, 0.46, 0.5):
         strict = limited(job, lambda part, limit=limit: part.score >= limit, f"tune_{limit}")
         finish(strict)
         out[str(limit)] = figures(linked(strict), truth, strict)
