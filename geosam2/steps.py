@@ -295,7 +295,8 @@ def draw(job: Job, block: Node) -> dict[str, Any]:
     settled = _settled_around(job, around)
     by_name = {o.name: o for objects in settled.values() for o in objects}
     home = {o.name: node for node, objects in settled.items() for o in objects}
-    wanted = [o for o in by_name.values() if _wanted(job, o, blocks.height)]
+    looked_at = functools.cache(functools.partial(_looked_at, job))
+    wanted = [o for o in by_name.values() if _wanted(job, o) and not _cut(job, o, looked_at)]
     core = blocks.core(block, layout)
     drawn = [f for f in figures(wanted, own_parts) if not (f.box() & core).empty]
     if job.recipe.layer == "flat":
@@ -329,7 +330,7 @@ def _settled_around(job: Job, around: list[Node]) -> dict[Node, list[Object]]:
     return out
 
 
-def _wanted(job: Job, o: Object, height: int) -> bool:
+def _wanted(job: Job, o: Object) -> bool:
     """Suppression and a generous area filter; the exact area is known when the polygon is."""
     recipe = job.recipe
     if recipe.layer == "flat" and o.covered > recipe.covered_share:
@@ -338,6 +339,25 @@ def _wanted(job: Job, o: Object, height: int) -> bool:
         return True
     area = o.area * job.grid.level.gsd**2
     return recipe.min_area_m2 / 2 <= area <= 2 * recipe.max_area_m2
+
+
+def _cut(job: Job, o: Object, looked_at: Callable[[FrameKey], bool]) -> bool:
+    """True for what one frame saw alone, cut by its border, and the frame behind saw otherwise.
+
+    Where frames share half of their pixels, another one has its middle where this one ends.
+    """
+    if o.frames > 1 or not o.open_edges or 2 * job.layout.stride > job.grid.frame_size:
+        return False
+    row, col, _ = o.parts[0]
+    return all(map(looked_at, [(row - 1, col), (row, col - 1), (row, col + 1), (row + 1, col)]))
+
+
+def _looked_at(job: Job, frame: FrameKey) -> bool:
+    """False for frames of blocks that were left out, and those outside the region of interest."""
+    if not job.blocks.exists(frame):
+        return True  # there is nothing to look at
+    block = job.blocks.block_of(frame)
+    return frame in frames_to_visit(job, block) and job.path("find", block).exists()
 
 
 def _columns(figure: Figure, job: Job) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from geosam2.bulk import segment_prompts
 from geosam2.calibration import estimate
 from geosam2.cluster import InProcess
 from geosam2.errors import GeoSAM2Error, LevelError, PromptError
-from geosam2.everything import collect, plan, segment_everything, start
+from geosam2.everything import collect, plan, segment_everything, start, tables
+from geosam2.part_table import read_parts, write_parts
+from geosam2.parts import crop_part
 from geosam2.similar import find_similar
 from geosam2.testing import write_geotiff
 from geosam2.testing.oracle import ColourOracle, colour_scene
@@ -79,6 +81,41 @@ def test_the_layer_is_a_coverage(everything):
     assert shapely.coverage_is_valid(shapes)
     touching = shapely.STRtree(shapes).query(shapes, predicate="touches")
     assert touching.shape[1] > 0  # there are neighbours, and they share edges
+
+
+@pytest.mark.parametrize(("overlap", "stays"), [(64, False), (32, True)])
+def test_what_one_frame_saw_cut_by_its_border_is_dropped(scene, tmp_path, overlap, stays):
+    """If frames share half of their pixels: the next one has its middle where this one ends."""
+    choices = CHOICES | {"overlap": overlap, "judge": False, "features": False}
+    job = plan(scene[0], tmp_path / "run", block=8, **choices)
+    frame = (job.grid.first.row + 1, job.grid.first.col + 1)
+    block = job.blocks.block_of(frame)
+    job.do(("find", block))
+    parts = read_parts(job.path("find", block))
+    box, logits = job.layout.frame(frame), np.full((32, 32), -80, np.int8)
+    logits[12:19, 25:] = 80  # up to the eastern border, and the next frame saw nothing of it
+    rank = sum(part.frame == frame for part in parts)
+    seen = {"frame": frame, "rank": rank, "predicted_iou": 1.0, "stability": 1.0}
+    parts.append(crop_part(logits, box, box, **seen))
+    write_parts(job.path("find", block), sorted(parts, key=lambda part: part.key), figures={})
+    for _ in start(job, InProcess(), resume=True):
+        pass
+    names = {name for table in tables(job) for name in table["name"]}
+    assert ("{}_{}_{}".format(*frame, rank) in names) == stays
+
+
+def test_frames_that_share_half_lose_no_object(scene):
+    table = segment_everything(scene[0], block=2, **(CHOICES | {"overlap": 64}))
+    ious = iou_of(table, scene[1])
+    assert min(ious.values()) > 0.75
+    region = shapely.box(500030, 4599870, 500150, 4599960)  # frames beyond it are not looked at
+    some = segment_everything(scene[0], block=2, roi=region, **(CHOICES | {"overlap": 64}))
+    inside = [s for s in table.geometry if s.intersection(region).area > 0.6 * s.area]
+    assert all(max(iou(s, t) for t in some.geometry) > 0.5 for s in inside)
+
+
+def iou(a, b) -> float:
+    return a.intersection(b).area / a.union(b).area
 
 
 def test_areas_are_geodesic_and_in_square_metres(everything):
