@@ -350,7 +350,7 @@ def oracle(folder: Path, quick: bool) -> dict[str, Any]:
     geobox = GeoBox(ids.shape, Affine(0.5, 0, 500_000, 0, -0.5, 4_600_000), "EPSG:32633")
     path = write_geotiff(folder / "oracle.tif", pixels, geobox)
     choices = {
-        "model": ColourOracle(), "points": (24,), "coverage": (), "block": 3, "overlap": 128,
+        "model": ColourOracle(), "points": (24,), "coverage": (), "block": 3, "overlap": 256,
     }  # fmt: skip
     job = plan(path, folder / "oracle", **choices)
     out = compare("oracle", job, _truth_of(ids, geobox, 400))
