@@ -71,7 +71,7 @@ class Object:
     covered: float
     """Share that better objects cover, 0..1."""
     parent: PartKey | None
-    """Name of the smallest object around it."""
+    """Name of the object around it, of several the one that holds most of its parts."""
 
     @property
     def score(self) -> float:
@@ -238,10 +238,10 @@ def _object(
     for row, weight in zip(own, weights, strict=True):
         foreign = [c for c in covers.get(row.key, []) if groups.find(c.outer) != name]
         covered += weight * max((c.share for c in foreign if c.better), default=0.0)
-        for cover in foreign:
-            if cover.share >= CONTAINED and not cover.better:
-                outer = groups.find(cover.outer)
-                votes[outer] = votes.get(outer, 0.0) + weight
+        # once for each object around it: how many of its parts are known depends on the block
+        around = (c.outer for c in foreign if c.share >= CONTAINED and not c.better)
+        for outer in set(map(groups.find, around)):
+            votes[outer] = votes.get(outer, 0.0) + weight
     return Object(
         name=name,
         parts=tuple(row.key for row in own),

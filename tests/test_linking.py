@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geosam2.blocks import Blocks, Node
-from geosam2.linking import UnionFind, evidence, links
+from geosam2.linking import Link, UnionFind, evidence, links
 from geosam2.parts import Box, Layout, Part, crop_part
 from geosam2.recipe import Recipe
-from geosam2.settling import Borders, compare_frames, compare_within, row_of, settle
+from geosam2.settling import (
+    Borders,
+    Cover,
+    Row,
+    compare_frames,
+    compare_within,
+    row_of,
+    settle,
+)
 
 LAYOUT = Layout(128, 32)
 RECIPE = Recipe()
@@ -215,6 +223,18 @@ def test_a_parent_that_settled_lower_is_named_as_it_was_there():
     objects = settled_in_a_tree(parts, Blocks((0, 0), (1, 4), 2))
     assert objects == settled_in_a_tree(parts, Blocks((0, 0), (1, 4), 8))
     assert [o.parent for o in objects] == [None, (0, 0, 0)]
+
+
+def test_parents_are_the_same_whether_they_settled_before_or_with_their_child():
+    """What lies in two parts of one object and in one of another, at once and in two steps."""
+    yard, more_yard, path, lawn = keys = [(0, 0, 0), (0, 1, 0), (0, 1, 1), (0, 1, 2)]
+    rows = tuple(Row(key, Box(0, 0, 8, 8), 64.0, 64.0, 0.9, 0.9, 0) for key in keys)
+    covers = tuple(Cover(path, outer, 1.0, better=False) for outer in (yard, more_yard, lawn))
+    borders = Borders(rows, (Link(yard, more_yard, 1.0),), covers)
+    at_once, _ = settle([borders], lambda row: False)
+    first, held = settle([borders], lambda row: row.key == path)
+    then, _ = settle([held], lambda row: False)
+    assert sorted([*first, *then], key=lambda o: o.name) == sorted(at_once, key=lambda o: o.name)
 
 
 def test_a_part_that_the_neighbour_did_not_find_is_reported_open():
