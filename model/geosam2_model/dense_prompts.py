@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
-from geosam2_model.ops import LastUsed, LayerNorm2d, by_twos, from_twos, rows_for, versions
+from geosam2_model.ops import (
+    LastUsed,
+    LayerNorm2d,
+    by_twos,
+    channels_last,
+    from_twos,
+    rows_for,
+    versions,
+)
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.prompt_maps import (
     DISC,
@@ -147,7 +155,7 @@ class DensePrompts(nn.Module):
     def _image_side(self, features: ImageFeatures) -> ImageSide:
         assert features.trunk is not None
         assert features.pixels_small is not None
-        trunk = [x.contiguous(memory_format=torch.channels_last) for x in features.trunk]
+        trunk = [channels_last(x) for x in features.trunk]
         own4, own8, own16 = (conv(x) for conv, x in zip(self.image, trunk, strict=True))
         units = (F.normalize(conv(x), dim=1) for conv, x in zip(self.alike, trunk, strict=True))
         with torch.no_grad():
@@ -181,7 +189,7 @@ class DensePrompts(nn.Module):
             return F.relu(start).expand(len(prompts), -1, -1, -1)
         H, W = start.shape[-2:]
         stack = torch.stack([cast(Tensor, maps[i]).expand(len(prompts), H, W) for i in live], 1)
-        stack = stack.to(start.dtype).contiguous(memory_format=torch.channels_last)
+        stack = channels_last(stack.to(start.dtype))
         return F.conv2d(stack, self.enter.weight[:, live], padding=1).add_(start).relu_()
 
     def _start(self, maps: list[Map], image: ImageSide) -> Tensor:

@@ -135,7 +135,7 @@ def channels_last(x: Tensor) -> Tensor:
     (60, 1, 15, 3)
     """
     rows = x.permute(0, 2, 3, 1).contiguous()
-    return rows.view(-1).view(rows.shape).permute(0, 3, 1, 2)
+    return rows.view(-1).view(rows.shape).permute(0, 3, 1, 2)  # flattened, strides are made anew
 
 
 def by_twos(x: Tensor) -> Tensor:

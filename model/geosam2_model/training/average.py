@@ -60,7 +60,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="safetensors file to write, float16")
     parser.add_argument("files", type=Path, nargs="+", help="safetensors files to average")
     given = parser.parse_args()
-    model = average([load(path, device="cpu") for path in given.files])
+    try:
+        model = average([load(path, device="cpu") for path in given.files])
+    except CheckpointError as error:
+        parser.error(str(error))
     save_weights(model, given.out, model.state_dict(), half=True)
 
 

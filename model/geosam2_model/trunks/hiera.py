@@ -192,8 +192,8 @@ class Hiera(nn.Module):
         """
         B, _, C = x.shape
         windows = x.reshape(-1, 64, C)
-        one = windows[0].numel() * windows.element_size()
-        step = len(windows) if torch.is_grad_enabled() else max(1, EARLY_BYTES // one)
+        some = max(1, EARLY_BYTES // windows[0].nbytes)
+        step = len(windows) if torch.is_grad_enabled() else some
         parts = [self._early_windows(windows[i : i + step]) for i in range(0, len(windows), step)]
         fine, middle, coarse = (torch.cat(same) for same in zip(*parts, strict=True))
         return fine.view(B, -1, C), middle.view(B, -1, 2 * C), coarse.view(B, -1, 4 * C)
