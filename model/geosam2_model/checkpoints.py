@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -256,10 +256,29 @@ def load(
     return model.to(device, dtype or chosen).eval()
 
 
-def save(model: SAM2, path: str | os.PathLike[str]) -> None:
-    """Write a model as safetensors, its configuration inside; replaces the file in one step."""
+def save(
+    model: SAM2,
+    path: str | os.PathLike[str],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model as safetensors, its configuration inside; replaces the file in one step.
+
+    Args:
+        model: What to write.
+        path: File to write or replace.
+        weights: By name, in place of the model's own (a running average of them, say).
+        dtype: Number type in the file, such as `torch.float16`; as they are by default.
+    """
     path = Path(path)
-    state = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    state = {
+        name: x.detach()
+        .cpu()
+        .to(dtype if dtype and x.is_floating_point() else x.dtype)
+        .contiguous()
+        for name, x in (weights or model.state_dict()).items()
+    }
     part = path.with_name(path.name + ".part")
     safetensors.torch.save_file(state, part, {"config": json.dumps(model.config.to_dict())})
     part.replace(path)

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from geosam2_model.checkpoints import load
+from geosam2_model.checkpoints import load, save
 from geosam2_model.errors import CheckpointError
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training.loop import save_weights
 
 
 def average(models: Sequence[SAM2]) -> SAM2:
@@ -64,7 +63,7 @@ def main() -> None:
         model = average([load(path, device="cpu") for path in given.files])
     except CheckpointError as error:
         parser.error(str(error))
-    save_weights(model, given.out, model.state_dict(), half=True)
+    save(model, given.out, dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from geosam2_model.checkpoints import load, save
 from geosam2_model.config import VARIANTS
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import data, judge, optimiser, sequences
@@ -40,8 +41,6 @@ BEST = "best.safetensors"
 def new_model(recipe: Recipe) -> SAM2:
     """The network that training starts from; parts that the start has not begin untrained."""
     if recipe.start:
-        from geosam2_model.checkpoints import load
-
         start, wanted = load(recipe.start), VARIANTS[recipe.variant]
         if start.config.name != wanted.name or start.config == wanted:
             return start
@@ -55,17 +54,8 @@ def new_model(recipe: Recipe) -> SAM2:
     return model
 
 
-def save_weights(model: SAM2, path: Path, weights: dict[str, Tensor], half: bool = False) -> None:
-    """Write weights with the config in the metadata, as `geosam2_model.load` reads them."""
-    kind = torch.float16 if half else torch.float32
-    tensors = {k: v.detach().to(kind).contiguous() for k, v in weights.items()}
-    partial = path.with_suffix(".tmp")
-    save_file(tensors, partial, {"config": json.dumps(model.config.to_dict())})
-    partial.replace(path)
-
-
 def training_crops(recipe: Recipe) -> data.Crops:
-    """All pictures of the recipe, their superpixel regions, and made-up scenes."""
+    """All pictures of the recipe, regions found on them, and made-up scenes."""
     groups: list[tuple[float, list[data.Picture]]] = []
     textures = []
     for source in recipe.sources:
@@ -225,7 +215,7 @@ class Trainer:
             best = self.out / "best.json"
             before = json.loads(best.read_text())["score"] if best.exists() else -1.0
             if figures["score"] > before:
-                save_weights(self.model, self.out / BEST, self.average)
+                save(self.model, self.out / BEST, weights=self.average)
                 best.write_text(json.dumps({"step": self.step, **figures}))
         if dist.is_initialized():
             dist.barrier()
