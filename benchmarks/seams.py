@@ -302,7 +302,9 @@ def frame_masks(
     ]
     said = [FramePrompt((click,), (1,)) for click in ([point] if point else clicks)]
     with torch.no_grad():
-        out = encoder.model.decode(frame.features, network_prompts(said, frame), multimask=True)
+        out = encoder.model.decode(
+            frame.features, network_prompts(said, [frame] * len(said)), multimask=True
+        )
     logits, ious = out.best_logits.numpy(), out.best_iou.numpy()
     kept: list[np.ndarray] = []
     for n in np.argsort(-ious):

@@ -1,14 +1,11 @@
-"""Asking the network about prompts on frames, in batches, and letting it think again.
-
-What it said is kept as `Answer`, one an object, so that a second thought goes on from the first.
-"""
+"""Asking the network about prompts on frames, in batches, and letting it think again."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +21,11 @@ if TYPE_CHECKING:
     from geosam2.levels import Level, Window
 
 FloatArray = NDArray[np.float32]
-BATCH = 64  # objects that are decoded together on one frame
+BATCH = 64  # objects that are decoded together
+FRAMES = 16  # frames that are in memory at once
+FEW = 4  # objects of a frame that are decoded with those of other frames: its maps are copied
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,68 +66,98 @@ class Answer:
 
 
 def ask(
-    model: SAM2, encode: Callable[[Level, Window], EncodedFrame], questions: Sequence[Question]
+    model: SAM2,
+    encode: Callable[[Level, Window], EncodedFrame],
+    questions: Sequence[Question],
+    second_thoughts: int = 0,
 ) -> list[Answer]:
-    """Answers in the order of the questions; those that share a frame are decoded together.
+    """Answers in the order of the questions; several go through the network together.
+
+    Args:
+        model: The network.
+        encode: Brings frames.
+        questions: Prompts and where to look at them.
+        second_thoughts: Times that an ambiguous prompt is asked again with the best mask so far;
+            what the network then thinks better of is kept.
 
     Raises:
         PromptError: If a click is on nodata.
     """
-    import torch
-
     found: dict[int, Answer] = {}
-    for (level, window), members in _by_frame(questions).items():
-        frame = encode(level, window)
-        seen = {n: _as_seen(questions[n], frame) for n in members}
-        for numbers in _batches(seen):
-            said = [seen[n] for n in numbers]
-            prompts = network_prompts(said, frame)
-            ambiguous = prompts.num_points <= 1 and prompts.masks is None
-            with torch.no_grad():
-                out = model.decode(frame.features, prompts, multimask=ambiguous)
-            for i, n in enumerate(numbers):
-                one = out[i : i + 1]
-                found[n] = Answer(questions[n], frame, seen[n], one, ambiguous)
+    for numbers, frames in _runs(questions, encode):
+        shown = [_as_seen(questions[n], frame) for n, frame in zip(numbers, frames, strict=True)]
+        for rows in _batches(shown, frames):
+            batch = Batch([shown[i] for i in rows], [frames[i] for i in rows])
+            out = batch.answered(model, second_thoughts)
+            for k, i in enumerate(rows):
+                one = (questions[numbers[i]], frames[i], shown[i], out[k : k + 1])
+                found[numbers[i]] = Answer(*one, batch.ambiguous)
     return [found[n] for n in range(len(questions))]
 
 
-def think_again(model: SAM2, answers: Sequence[Answer], times: int) -> list[Answer]:
-    """Show the network its own best masks as prompts; keep what it then thinks better of.
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one kind that go through the network together, on one frame or on several."""
 
-    Answers that are not ambiguous stay as they are.
-    """
-    found = dict(enumerate(answers))
-    for members in _by_frame([answer.question for answer in answers]).values():
-        seen = {n: answers[n].said for n in members if answers[n].ambiguous}
-        for numbers in _batches(seen):
-            said, frame = [seen[n] for n in numbers], answers[numbers[0]].frame
-            out = type(answers[numbers[0]].out).joined([answers[n].out for n in numbers])
-            for _ in range(times):
-                out = _again(model, out, said, frame)
-            for i, n in enumerate(numbers):
-                found[n] = replace(answers[n], out=out[i : i + 1])
-    return [found[n] for n in range(len(answers))]
+    said: list[FramePrompt]
+    """What each frame shows of a prompt."""
+    frames: list[EncodedFrame]
+    """The frame of each."""
+
+    @property
+    def ambiguous(self) -> bool:
+        """One click and nothing else each."""
+        return network_prompts(self.said[:1], self.frames[:1]).num_points <= 1 and (
+            self.said[0].logits is None
+        )
+
+    def answered(self, model: SAM2, second_thoughts: int) -> Decoded:
+        """The network's answers, after second thoughts if the prompts are ambiguous."""
+        import torch
+
+        distinct = list({id(frame): frame for frame in self.frames}.values())
+        index = None  # one each, or a single one: nothing is copied
+        if 1 < len(distinct) < len(self.frames):
+            order = {id(frame): row for row, frame in enumerate(distinct)}
+            index = torch.tensor([order[id(frame)] for frame in self.frames])
+        # joined once: what the network keeps of images it finds again by where they lie
+        features = type(distinct[0].features).joined([frame.features for frame in distinct])
+
+        def decoded(said: list[FramePrompt], multimask: bool) -> Decoded:
+            prompts = replace(network_prompts(said, self.frames), image_index=index)
+            with torch.no_grad():
+                return model.decode(features, prompts, multimask=multimask)
+
+        out = decoded(self.said, self.ambiguous)
+        for _ in range(second_thoughts if self.ambiguous else 0):
+            best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
+            own = [replace(one, logits=mask) for one, mask in zip(self.said, best, strict=True)]
+            out = _better(out, decoded(own, multimask=False))
+        return out
 
 
-def _again(model: SAM2, out: Decoded, said: list[FramePrompt], frame: EncodedFrame) -> Decoded:
+def _better(out: Decoded, new: Decoded) -> Decoded:
+    """The best mask of each object replaced where the new one is thought better of."""
     import torch
 
-    best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
-    own = [replace(one, logits=mask) for one, mask in zip(said, best, strict=True)]
-    with torch.no_grad():
-        new = model.decode(frame.features, network_prompts(own, frame))
-    rows, better = torch.arange(len(said)), new.best_iou >= out.best_iou
+    rows, better = torch.arange(len(out.logits)), new.best_iou >= out.best_iou
     logits, ious = out.logits.clone(), out.predicted_iou.clone()
     at = rows[better], out.best[better]
     logits[at], ious[at] = new.best_logits[better], new.best_iou[better]
     return replace(out, logits=logits, predicted_iou=ious)
 
 
-def _by_frame(questions: Sequence[Question]) -> dict[tuple[Level, Window], list[int]]:
-    frames: dict[tuple[Level, Window], list[int]] = defaultdict(list)
+def _runs(
+    questions: Sequence[Question], encode: Callable[[Level, Window], EncodedFrame]
+) -> Iterator[tuple[list[int], list[EncodedFrame]]]:
+    """Numbers of questions and their frames, a few frames at a time: all would be gigabytes."""
+    places: dict[tuple[Level, Window], list[int]] = defaultdict(list)
     for number, question in enumerate(questions):
-        frames[question.level, question.window].append(number)
-    return frames
+        places[question.level, question.window].append(number)
+    for some in _chunks(list(places), FRAMES):
+        frames = {place: encode(*place) for place in some}
+        members = [(n, frames[place]) for place in some for n in places[place]]
+        yield [n for n, _ in members], [frame for _, frame in members]
 
 
 def _as_seen(question: Question, frame: EncodedFrame) -> FramePrompt:
@@ -135,14 +166,21 @@ def _as_seen(question: Question, frame: EncodedFrame) -> FramePrompt:
     return said if question.shown is None else replace(said, logits=question.shown)
 
 
-def _batches(seen: dict[int, FramePrompt]) -> Iterator[list[int]]:
-    """Numbers of prompts of one kind, which can be decoded together."""
+def _batches(said: list[FramePrompt], frames: list[EncodedFrame]) -> Iterator[list[int]]:
+    """Numbers of prompts of one kind which can be decoded together: all of a frame that many ask
+    about, or those of frames of one size that few do."""
+    asked = Counter(id(frame) for frame in frames)
     kinds: dict[Any, list[int]] = defaultdict(list)
-    for number, said in seen.items():
-        kinds[(*said.kind(), len(said.points) <= 1)].append(number)
+    for number, (one, frame) in enumerate(zip(said, frames, strict=True)):
+        place = id(frame) if asked[id(frame)] > FEW else frame.features.size
+        kinds[(*one.kind(), len(one.points) <= 1, place)].append(number)
     for group in kinds.values():
-        for start in range(0, len(group), BATCH):
-            yield group[start : start + BATCH]
+        yield from _chunks(group, BATCH)
+
+
+def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _whole(logits: FloatArray, frame: EncodedFrame, said: FramePrompt) -> FloatArray:

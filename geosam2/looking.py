@@ -98,7 +98,7 @@ class Look:
             if not single[0].agreement < AGREES:
                 return single
             return single + self._ask(self.said, multimask=True)
-        ambiguous = self.said.empty or network_prompts([self.said], self.frame).num_points <= 1
+        ambiguous = self.said.empty or network_prompts([self.said], [self.frame]).num_points <= 1
         found = self._ask(self.said, multimask=ambiguous)
         return [found[alternative]] if alternative is not None and ambiguous else found
 
@@ -126,7 +126,7 @@ class Look:
         return replace(self.said, logits=np.clip(own, -LIMIT, LIMIT))
 
     def _ask(self, said: FramePrompt, *, multimask: bool) -> list[Answer]:
-        prompts = None if said.empty else network_prompts([said], self.frame)
+        prompts = None if said.empty else network_prompts([said], [self.frame])
         if prompts is not None and said.logits is not None:
             prompts = replace(prompts, in_part=float((said.logits == 0).mean()) > PARTLY)
         out = self.model.decode(self.features, prompts, multimask=multimask)

@@ -346,14 +346,18 @@ class FramePrompt:
         return self.box is not None, self.logits is not None
 
 
-def network_prompts(prompts: Sequence[FramePrompt], frame: Placed) -> Prompts:
-    """One batch of network prompts for N objects of one kind that share a frame."""
+def network_prompts(prompts: Sequence[FramePrompt], frames: Sequence[Placed]) -> Prompts:
+    """One batch of network prompts for N objects of one kind, each on its frame."""
     import torch
     from geosam2_model import Prompts
 
     assert len({prompt.kind() for prompt in prompts}) == 1, "prompts of different kinds"
-    points, labels = _padded(prompts, frame)
-    boxes = [network_box(p.box, frame) for p in prompts if p.box is not None]
+    points, labels = _padded(prompts, frames)
+    boxes = [
+        network_box(p.box, frame)
+        for p, frame in zip(prompts, frames, strict=True)
+        if p.box is not None
+    ]
     masks = [p.logits[None] for p in prompts if p.logits is not None]
     return Prompts(
         points=torch.from_numpy(points) if points.shape[1] else None,
@@ -363,12 +367,14 @@ def network_prompts(prompts: Sequence[FramePrompt], frame: Placed) -> Prompts:
     )
 
 
-def _padded(prompts: Sequence[FramePrompt], frame: Placed) -> tuple[NDArray[Any], NDArray[Any]]:
+def _padded(
+    prompts: Sequence[FramePrompt], frames: Sequence[Placed]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Points (N, P, 2) and labels (N, P), padded with label -1 to the longest prompt."""
     longest = max(len(p.points) for p in prompts)
     points = np.zeros((len(prompts), longest, 2), np.float32)
     labels = np.full((len(prompts), longest), -1, np.int64)
-    for row, prompt in enumerate(prompts):
+    for row, (prompt, frame) in enumerate(zip(prompts, frames, strict=True)):
         count = len(prompt.points)
         points[row, :count] = network_points(prompt.points, frame)
         labels[row, :count] = prompt.labels

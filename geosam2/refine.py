@@ -175,7 +175,7 @@ class Refining:
                 places, labels = places + clicks.points, labels + clicks.labels
         said = FramePrompt(places, labels, logits=np.clip(known, -LIMIT, LIMIT))
         with torch.no_grad():
-            return self.encoder.model.decode(frame.features, network_prompts([said], frame))
+            return self.encoder.model.decode(frame.features, network_prompts([said], [frame]))
 
 
 def frames_on_outline(masklet: Masklet, grid: FrameGrid) -> list[FrameIndex]:

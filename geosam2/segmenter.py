@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geosam2 import zoom
-from geosam2.asking import Answer, Question, ask, think_again
+from geosam2.asking import Answer, Question, ask
 from geosam2.cache import EmbeddingCache, FrameEncoder, Place
 from geosam2.errors import LevelError, PromptError
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
@@ -287,8 +287,7 @@ class Segmenter:
             last = None if before is None else before.level
             for level, window in zoom.windows(self.scene, prompt, side, last):
                 views.append((number, _question(prompt, level, window, before)))
-        answers = self._ask([question for _, question in views])
-        answers = think_again(self.model, answers, SECOND_THOUGHTS)
+        answers = self._ask([question for _, question in views], SECOND_THOUGHTS)
         found: list[list[FrameMask]] = [[] for _ in prompts]
         for (number, _), answer in zip(views, answers, strict=True):
             found[number] += self._masks(answer)
@@ -327,8 +326,8 @@ class Segmenter:
             frames[self._home(prompt, level)].append(number)
         found: list[list[FrameMask]] = [[] for _ in prompts]
         for window, members in frames.items():  # all answers at once would be gigabytes
-            answers = self._ask([_question(prompts[n], level, window) for n in members])
-            answers = think_again(self.model, answers, SECOND_THOUGHTS)
+            asked = [_question(prompts[n], level, window) for n in members]
+            answers = self._ask(asked, SECOND_THOUGHTS)
             for n, answer in zip(members, answers, strict=True):
                 found[n] = sorted(self._masks(answer), key=lambda mask: -mask.predicted_iou)
         return found
@@ -338,8 +337,8 @@ class Segmenter:
         grid = self.grid(level)
         return grid.window(grid.index_at(*prompt.anchor))
 
-    def _ask(self, questions: Sequence[Question]) -> list[Answer]:
-        return ask(self.model, self.encoder, questions)
+    def _ask(self, questions: Sequence[Question], second_thoughts: int = 0) -> list[Answer]:
+        return ask(self.model, self.encoder, questions, second_thoughts)
 
     def _masks(self, answer: Answer) -> list[FrameMask]:
         """Every mask of an answer, with its place."""

@@ -79,7 +79,7 @@ def test_a_drawn_mask_becomes_logits_of_its_share_of_each_cell():
 def test_prompts_of_different_lengths_are_padded():
     a = FramePrompt(((500_010, 4_599_990),), (1,))
     b = FramePrompt(((500_010, 4_599_990), (500_020, 4_599_980)), (1, 0))
-    batch = network_prompts([a, b], frame())
+    batch = network_prompts([a, b], [frame(), frame()])
     assert batch.labels.tolist() == [[1, -1], [1, 0]]
     assert batch.boxes is None
     assert batch.masks is None

@@ -108,7 +108,7 @@ def at_clicks(maps: Tensor, clicks: Clicks, scale: float, index: Tensor | None) 
         maps: Maps whose cells are `scale` times as large as the clicks' own.
         clicks: Of N objects; those beyond the border count as on it.
         scale: 1, 2 or 4.
-        index: Image of each object, or None if there is but one.
+        index: Image of each object; None if there is but one, or one each.
     """
     h, w = maps.shape[-2:]
     last = clicks.places.new_tensor([w - 1, h - 1])
@@ -116,9 +116,9 @@ def at_clicks(maps: Tensor, clicks: Clicks, scale: float, index: Tensor | None) 
     low = xy.floor()
     share, high = xy - low, (low + 1).minimum(last)
     (x0, y0), (x1, y1) = low.long().unbind(2), high.long().unbind(2)
-    rows = 0 if index is None else index[:, None, None]
+    own = torch.arange(len(maps), device=maps.device) if index is None else index
     y, x = torch.stack([y0, y0, y1, y1], dim=2), torch.stack([x0, x1, x0, x1], dim=2)
-    corners = maps.permute(0, 2, 3, 1)[rows, y, x]  # N, P, 4, C
+    corners = maps.permute(0, 2, 3, 1)[own[:, None, None], y, x]  # N, P, 4, C
     u, v = share.to(maps.dtype).unbind(2)
     weights = torch.stack([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u], dim=2)
     return (corners * weights[..., None]).sum(2)

@@ -71,6 +71,14 @@ class ImageFeatures:
         """One image of the batch, as a batch of one."""
         return self.from_dict({k: v[index : index + 1] for k, v in self.to_dict().items()})
 
+    @classmethod
+    def joined(cls, parts: list[ImageFeatures]) -> ImageFeatures:
+        """The images of several batches of one size, as one batch; a single batch as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        named = [part.to_dict() for part in parts]
+        return cls.from_dict({k: torch.cat([one[k] for one in named]) for k in named[0]})
+
     def of(self, objects: slice) -> ImageFeatures:
         """The same images for some of the objects that `attend` was asked about."""
         if self.conditioned is None or len(self.conditioned) == 1:  # one memory, however many ask
@@ -250,6 +258,8 @@ class SAM2(nn.Module):
         count = self._at_once(features)
         if torch.is_grad_enabled() or len(prompts) <= count:
             return self.choose(self._decode(features, prompts), multimask)
+        if prompts.image_index is None and len(features) > 1:  # one each: some, of some images
+            prompts = replace(prompts, image_index=torch.arange(len(prompts), device=self.device))
         parts = [slice(i, i + count) for i in range(0, len(prompts), count)]
         return Decoded.joined(
             [self.choose(self._decode(features.of(p), prompts[p]), multimask) for p in parts]
@@ -468,7 +478,7 @@ class SAM2(nn.Module):
         return logits[rows, chosen][:, None], iou[rows, chosen][:, None]
 
     def _prompts_for(self, features: ImageFeatures, prompts: Prompts | None) -> Prompts:
-        """Prompts on the right device, with an image for each object, checked against the size."""
+        """Prompts on the right device, checked against the images."""
         rows = len(features) if features.conditioned is None else len(features.conditioned)
         device = features.embedding.device
         if prompts is None or len(prompts) == 0:
@@ -488,7 +498,7 @@ class SAM2(nn.Module):
                     f"{len(prompts)} objects on {len(features)} images: say which is on which "
                     "with Prompts(image_index=...)."
                 )
-            return replace(prompts, image_index=torch.arange(len(prompts), device=device))
+            return prompts
         if not bool(((prompts.image_index >= 0) & (prompts.image_index < len(features))).all()):
             raise InputError(
                 f"image_index {prompts.image_index.tolist()} must be in 0..{len(features) - 1}."

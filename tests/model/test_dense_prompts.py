@@ -85,6 +85,23 @@ def test_objects_decoded_a_few_at_a_time_are_the_same(
 
 
 @torch.no_grad()
+def test_one_object_on_each_of_several_images(
+    nano: SAM2, features: ImageFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randint(0, 255, (5, 3, 64, 96), dtype=torch.uint8)
+    batches = [nano.encode(x[None]) for x in pixels]
+    joined = ImageFeatures.joined(batches)
+    prompts = Prompts(torch.rand(5, 1, 2) * 60, torch.ones(5, 1))
+    alone = [nano.decode(one, prompts[i : i + 1], True) for i, one in enumerate(batches)]
+    for cells in (9, 2):  # all at once, and two at a time
+        monkeypatch.setattr(sam2, "CACHED_PIXELS", cells * 64 * 96)
+        together = nano.decode(joined, prompts, True)
+        wanted = torch.cat([one.logits for one in alone])
+        torch.testing.assert_close(together.logits, wanted, rtol=1e-4, atol=1e-3)
+    assert ImageFeatures.joined(batches[:1]) is batches[0]
+
+
+@torch.no_grad()
 def test_many_prompts_may_share_one_memory(
     nano: SAM2, features: ImageFeatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
