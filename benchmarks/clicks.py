@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import geosam2
 from geosam2.cache import EmbeddingCache
 from geosam2.prompts import Prompt
@@ -33,6 +31,7 @@ NEAR = 12
 def network(name: str) -> Any:
     """A model, with random weights if its own would have to be fetched."""
     import geosam2_model
+    import torch
     from geosam2_model.config import VARIANTS
 
     if name == "nano":

@@ -38,9 +38,6 @@ def engine_environment():
         environment.remove(name)
     environment.insert("PYTHONUNBUFFERED", "1")
     environment.insert("PYTHONUTF8", "1")
-    if not environment.contains("OMP_WAIT_POLICY"):
-        # threads of the network that wait must not keep QGIS's threads from the cores
-        environment.insert("OMP_WAIT_POLICY", "passive")
     return environment
 
 
