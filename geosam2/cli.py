@@ -57,6 +57,8 @@ def cli(verbose: int, quiet: bool) -> None:
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    if not verbose:  # what GDAL thinks of a file's tags, several times a file
+        logging.getLogger("rasterio._env").setLevel(logging.ERROR)
 
 
 def main(args: list[str] | None = None) -> None:
