@@ -1,8 +1,15 @@
-"""How good the weights are, on objects that were held back; and the run's curves."""
+"""How good the weights are, on objects that were held back; and the run's curves.
+
+    python -m geosam2_model.training.judge RECIPE.toml WEIGHTS...
+
+judges the bare network as a run does: crops around one object, nothing chosen among zooms.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from geosam2_model.checkpoints import load
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import data
 from geosam2_model.training.losses import coverage
@@ -102,3 +110,21 @@ def draw_curves(log: Path, out: Path) -> None:
     right.set(xlabel="step", ylabel="IoU on dev", ylim=(0, 1))
     right.legend(fontsize=7)
     figure.savefig(out, dpi=90)
+
+
+def main() -> None:
+    """Judge the weights that the command line names; a line of JSON for each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path, help="says the sources and which images are held back")
+    parser.add_argument("weights", nargs="+", help="names or files")
+    parser.add_argument("--objects", type=int, default=48, help="of each source")
+    given = parser.parse_args()
+    held = held_back(replace(Recipe.read(given.recipe), judged=given.objects))
+    for name in given.weights:
+        print(json.dumps({"weights": name, **dev_figures(load(name), held)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
