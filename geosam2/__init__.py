@@ -38,8 +38,8 @@ def _let_waiting_threads_sleep() -> None:
     """Tell OpenMP, before torch reads it, that threads without work leave the core to others.
 
     By default they spin until every thread has done its share. Where something else needs the
-    cores, the one at work then waits for those that wait: a click takes six times as long. A short
-    spin stays, for on an idle machine it is faster than to sleep at once.
+    cores, the one at work then waits for those that wait: a click takes three to six times as
+    long. A short spin stays, for on an idle machine it is faster than to sleep at once.
     """
     chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys()
     if "torch" not in sys.modules and not chosen:
