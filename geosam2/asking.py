@@ -54,8 +54,6 @@ class Answer:
     """The prompt as the frame shows it."""
     out: Decoded
     """Of this one object: three candidates if the prompt is ambiguous, else one mask."""
-    ambiguous: bool
-    """One click and nothing else: the candidates may be a part, the whole, or a group."""
 
     def candidates(self) -> Iterator[tuple[FloatArray, float, float]]:
         """(logits, predicted IoU, object score) of each mask, without what is not clicked on."""
@@ -87,53 +85,40 @@ def ask(
     for numbers, frames in _runs(questions, encode):
         shown = [_as_seen(questions[n], frame) for n, frame in zip(numbers, frames, strict=True)]
         for rows in _batches(shown, frames):
-            batch = Batch([shown[i] for i in rows], [frames[i] for i in rows])
-            out = batch.answered(model, second_thoughts)
+            said = [shown[i] for i in rows]
+            out = _answered(model, said, [frames[i] for i in rows], second_thoughts)
             for k, i in enumerate(rows):
-                one = (questions[numbers[i]], frames[i], shown[i], out[k : k + 1])
-                found[numbers[i]] = Answer(*one, batch.ambiguous)
+                n = numbers[i]
+                found[n] = Answer(questions[n], frames[i], shown[i], out[k : k + 1])
     return [found[n] for n in range(len(questions))]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Prompts of one kind that go through the network together, on one frame or on several."""
+def _answered(
+    model: SAM2, said: list[FramePrompt], frames: list[EncodedFrame], second_thoughts: int
+) -> Decoded:
+    """What the network says to prompts of one kind, each on its frame of one size."""
+    import torch
 
-    said: list[FramePrompt]
-    """What each frame shows of a prompt."""
-    frames: list[EncodedFrame]
-    """The frame of each."""
+    distinct = list({id(frame): frame for frame in frames}.values())
+    index = None  # one each, or a single one: nothing is copied
+    if 1 < len(distinct) < len(frames):
+        order = {id(frame): row for row, frame in enumerate(distinct)}
+        index = torch.tensor([order[id(frame)] for frame in frames])
+    # joined once: what the network keeps of images it finds again by where they lie
+    features = type(distinct[0].features).joined([frame.features for frame in distinct])
 
-    @property
-    def ambiguous(self) -> bool:
-        """One click and nothing else each."""
-        return network_prompts(self.said[:1], self.frames[:1]).num_points <= 1 and (
-            self.said[0].logits is None
-        )
+    def decoded(prompts: list[FramePrompt], multimask: bool) -> Decoded:
+        placed = replace(network_prompts(prompts, frames), image_index=index)
+        with torch.no_grad():
+            return model.decode(features, placed, multimask=multimask)
 
-    def answered(self, model: SAM2, second_thoughts: int) -> Decoded:
-        """The network's answers, after second thoughts if the prompts are ambiguous."""
-        import torch
-
-        distinct = list({id(frame): frame for frame in self.frames}.values())
-        index = None  # one each, or a single one: nothing is copied
-        if 1 < len(distinct) < len(self.frames):
-            order = {id(frame): row for row, frame in enumerate(distinct)}
-            index = torch.tensor([order[id(frame)] for frame in self.frames])
-        # joined once: what the network keeps of images it finds again by where they lie
-        features = type(distinct[0].features).joined([frame.features for frame in distinct])
-
-        def decoded(said: list[FramePrompt], multimask: bool) -> Decoded:
-            prompts = replace(network_prompts(said, self.frames), image_index=index)
-            with torch.no_grad():
-                return model.decode(features, prompts, multimask=multimask)
-
-        out = decoded(self.said, self.ambiguous)
-        for _ in range(second_thoughts if self.ambiguous else 0):
-            best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
-            own = [replace(one, logits=mask) for one, mask in zip(self.said, best, strict=True)]
-            out = _better(out, decoded(own, multimask=False))
-        return out
+    ambiguous = said[0].ambiguous
+    out = decoded(said, ambiguous)
+    for _ in range(second_thoughts if ambiguous else 0):
+        best = np.clip(out.best_logits.float().cpu().numpy(), -LIMIT, LIMIT)
+        own = [replace(one, logits=mask) for one, mask in zip(said, best, strict=True)]
+        out = _better(out, decoded(own, multimask=False))
+    return out
 
 
 def _better(out: Decoded, new: Decoded) -> Decoded:

@@ -98,7 +98,7 @@ class Look:
             if not single[0].agreement < AGREES:
                 return single
             return single + self._ask(self.said, multimask=True)
-        ambiguous = self.said.empty or network_prompts([self.said], [self.frame]).num_points <= 1
+        ambiguous = self.said.ambiguous
         found = self._ask(self.said, multimask=ambiguous)
         return [found[alternative]] if alternative is not None and ambiguous else found
 

@@ -324,6 +324,11 @@ class FramePrompt:
         """True if nothing is said."""
         return not self.points and self.box is None and self.logits is None
 
+    @property
+    def ambiguous(self) -> bool:
+        """One click and nothing else, or nothing: a part, the whole and a group all fit."""
+        return len(self.points) <= 1 and self.box is None and self.logits is None
+
     @classmethod
     def of(cls, prompt: Prompt, frame: Placed) -> FramePrompt:
         """A user's prompt as it is seen from a frame; points elsewhere are left out."""

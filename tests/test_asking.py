@@ -77,12 +77,12 @@ def test_prompts_of_different_kinds_are_kept_apart(segmenter, counted):
         Question(question.prompt, question.level, question.window, shown),
     ]
     answers = ask(segmenter.model, segmenter.encoder, asked, second_thoughts=1)
-    assert [a.ambiguous for a in answers] == [True, False, False]
+    assert [a.said.ambiguous for a in answers] == [True, False, False]
     assert [len(a.out.logits[0]) for a in answers] == [3, 1, 1]
     assert counted == [1, 1, 1, 1]  # only the ambiguous one is thought about again
 
 
-def test_many_prompts_of_one_frame_share_its_features(segmenter, counted):
+def test_many_prompts_of_one_frame_share_its_features(segmenter, counted, monkeypatch):
     (question, *_) = questions(segmenter, HOUSES[2:])
     many = [question] * (FEW + 3)
     seen = []
@@ -92,7 +92,7 @@ def test_many_prompts_of_one_frame_share_its_features(segmenter, counted):
         seen.append((len(features), prompts.image_index))
         return inner(features, prompts, multimask)
 
-    segmenter.model.decode = noting
+    monkeypatch.setattr(segmenter.model, "decode", noting)
     answers = ask(segmenter.model, segmenter.encoder, many)
     assert counted == [FEW + 3]
     assert seen == [(1, None)]

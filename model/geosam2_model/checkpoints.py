@@ -272,13 +272,10 @@ def save(
         dtype: Number type in the file, such as `torch.float16`; as they are by default.
     """
     path = Path(path)
-    state = {
-        name: x.detach()
-        .cpu()
-        .to(dtype if dtype and x.is_floating_point() else x.dtype)
-        .contiguous()
-        for name, x in (weights or model.state_dict()).items()
-    }
+    state = {}
+    for name, x in (weights or model.state_dict()).items():
+        kind = dtype if dtype and x.is_floating_point() else x.dtype
+        state[name] = x.detach().to("cpu", kind).contiguous()
     part = path.with_name(path.name + ".part")
     safetensors.torch.save_file(state, part, {"config": json.dumps(model.config.to_dict())})
     part.replace(path)

@@ -150,7 +150,7 @@ def from_twos(x: Tensor) -> Tensor:
 
 
 def rows_for(x: Tensor, image_index: Tensor | None) -> Tensor:
-    """The image rows (B, ...) that N objects look at; a single image stays one row, uncopied."""
+    """The image rows (B, ...) that N objects look at; a single image, or one each, uncopied."""
     if x.shape[0] == 1 or image_index is None:
         return x
     if not x.requires_grad:
