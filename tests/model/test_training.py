@@ -19,7 +19,7 @@ from geosam2_model.prompt_maps import Steps, colour_distance, geodesic, palette,
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import augment, judge, optimiser, prompts, sequences
 from geosam2_model.training.average import average
-from geosam2_model.training.data import Crops, Picture, draw_crop, read_image
+from geosam2_model.training.data import Crops, Picture, draw_crop, keep_training, read_image
 from geosam2_model.training.loop import new_model
 from geosam2_model.training.losses import LossWeights, coverage, mask_iou, mask_loss
 from geosam2_model.training.optimiser import Muon
@@ -277,6 +277,17 @@ def test_a_misspelt_recipe_is_refused(tmp_path: Path) -> None:
         Recipe.read(tmp_path / "r.toml")
     with pytest.raises(InputError, match="multiples of 32"):
         Phase(1, sizes=(100,))
+
+
+def test_a_recipe_that_is_not_there_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["judge", str(tmp_path / "r.toml"), "nano"])
+    with pytest.raises(SystemExit):
+        judge.main()
+    assert "there is no recipe" in capsys.readouterr().err
+    with pytest.raises(InputError, match="says what may be trained on"):
+        keep_training(tmp_path / "split.json")
 
 
 def test_shipped_recipes_can_be_read() -> None:

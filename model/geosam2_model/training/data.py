@@ -142,6 +142,11 @@ class Source:
 
 def _parts(split: Path | None, source: str | None) -> dict[str, str]:
     """Image stem -> "train" or "dev", of one source or of all."""
+    if split is not None and not split.exists():
+        raise InputError(
+            f"there is no {split}, which says what may be trained on; paths in a recipe are "
+            "relative to the working directory."
+        )
     known = {} if split is None else json.loads(split.read_text())
     return {
         stem: part

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from geosam2_model.checkpoints import load
+from geosam2_model.errors import ModelError
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import data
 from geosam2_model.training.losses import coverage
@@ -121,9 +122,13 @@ def main() -> None:
     parser.add_argument("weights", nargs="+", help="names or files")
     parser.add_argument("--objects", type=int, default=48, help="of each source")
     given = parser.parse_args()
-    held = held_back(replace(Recipe.read(given.recipe), judged=given.objects))
-    for name in given.weights:
-        print(json.dumps({"weights": name, **dev_figures(load(name), held)}), flush=True)
+    try:
+        held = held_back(replace(Recipe.read(given.recipe), judged=given.objects))
+        models = {name: load(name) for name in given.weights}
+    except ModelError as error:
+        parser.error(str(error))
+    for name, model in models.items():
+        print(json.dumps({"weights": name, **dev_figures(model, held)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def new_model(recipe: Recipe) -> SAM2:
 
 
 def training_crops(recipe: Recipe) -> data.Crops:
-    """All pictures of the recipe, regions found on them, and made-up scenes."""
+    """All pictures of the recipe, their superpixel regions, and made-up scenes."""
     groups: list[tuple[float, list[data.Picture]]] = []
     textures = []
     for source in recipe.sources:

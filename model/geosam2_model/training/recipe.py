@@ -108,10 +108,14 @@ class Recipe:
         """Read a TOML file; paths in it are relative to the working directory.
 
         Raises:
-            InputError: If a name is unknown or the file is no TOML.
+            InputError: If a name is unknown, or the file is not there or no TOML.
         """
         try:
             values: dict[str, Any] = tomllib.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise InputError(
+                f"there is no recipe {path}; check the spelling of the path."
+            ) from error
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path} is not a recipe: {error}") from error
         values["sources"] = tuple(_build(Source, s, path) for s in values.get("sources", ()))
