@@ -80,6 +80,7 @@ FULL = (
     *("lake:1", "field:1", "lake:4", "river:4", "field:4", "road:4"),
     *("lake:12", "river:12", "field:12", "road:12", "lake:40", "dubai", "buildings"),
 )
+Bounds = tuple[float, float, float, float]
 KINDS = {
     "lake": ("lake", "road", "field", "building", "wood"),
     "river": ("river", "field", "building", "wood"),
@@ -94,7 +95,7 @@ PUCALLPA = (("1985", 1), ("2005", 1))
 SEEN = 0.5  # IoU from which "coarse" saw the object at all; it does not see thin ones
 FITS = 0.6  # of a frame: an object of that size is whole on the frame that holds its middle
 LARGE = 32 * 32  # pixels from which a mask counts as large in the vector rule
-LONGEST = 15.0, 2.0  # processor seconds, and more a frame, after which a variant is stopped
+LONGEST = 15.0, 4.0  # processor seconds, and more a frame, after which a variant is stopped
 
 clock = time.process_time
 
@@ -122,8 +123,8 @@ class Case:
 class Found:
     """What one variant found."""
 
-    frames: list[FrameIndex]
-    """Frames of the finest level that were looked at."""
+    frames: list[Bounds]
+    """Where the frames lie that were looked at last."""
     outline: shapely.Geometry
     """In the scene's CRS."""
     agreement: list[float]
@@ -242,7 +243,7 @@ class Encoders:
 
 def found_by(variant: str, encoder: FrameEncoder, point: tuple[float, float], case: Case) -> Found:
     """One variant on one scene."""
-    most = 2 * case.frames + 4 if case.frames else 24
+    most = max(2 * case.frames + 4, PanOptions.max_frames)
     until = clock() + LONGEST[0] + LONGEST[1] * (case.frames or 12)
     if variant == "coarse":
         left, bottom, right, top = case.truth.bounds
@@ -267,8 +268,12 @@ def followed(
         run.step()
     reports = run.masklet.frames
     agreement = [report.agreement for report in reports if report.agreement == report.agreement]
-    indexes = [report.index for report in reports]
-    return Found(indexes, from_mosaic(run.mosaic), agreement, run.finished)
+    return Found(frames_of(run), from_mosaic(run.mosaic), agreement, run.finished)
+
+
+def frames_of(run: Panning) -> list[Bounds]:
+    """Where the frames of a run lie that show the object."""
+    return [run.grid.bounds(report.index) for report in run.masklet.frames]
 
 
 def merged(encoder: FrameEncoder, point: tuple[float, float], most: int, until: float) -> Found:
@@ -287,7 +292,7 @@ def merged(encoder: FrameEncoder, point: tuple[float, float], most: int, until: 
             if joined:
                 whole = shapely.union_all([whole, *joined])
                 todo.append(beside)
-    return Found(seen, whole, [], not todo)
+    return Found([grid.bounds(index) for index in seen], whole, [], not todo)
 
 
 def frame_masks(
@@ -351,23 +356,20 @@ def zoomed(encoder: FrameEncoder, point: tuple[float, float], most: int, until: 
     mask = segmenter.predict(Prompt((point,)), level="auto")[0]
     if not mask.goes_on:
         return refined(segmenter, mask.masklet, [], until)
-    options = PanOptions(max_frames=most)
-    run = segmenter.start(mask.prompt, level=mask.level, options=options)
+    run = segmenter.follow(mask, options=PanOptions(max_frames=most))
     while not run.finished and clock() < until:
         run.step()
-    frames = [] if run.grid.level.index else [report.index for report in run.masklet.frames]
+    frames = [] if run.grid.level.index > 0 else frames_of(run)
     return refined(segmenter, run.masklet, frames, until)
 
 
-def refined(
-    segmenter: Segmenter, masklet: Masklet, frames: list[FrameIndex], until: float
-) -> Found:
+def refined(segmenter: Segmenter, masklet: Masklet, frames: list[Bounds], until: float) -> Found:
     """An object brought to the finest level, with the frames that were looked at there."""
     for run in segmenter.refinements(masklet, max_frames=1000):
         steps = iter(run)
         while clock() < until and next(steps, None):
             pass
-        masklet, frames = run.masklet, [report.index for report in run.reports]
+        masklet, frames = run.masklet, [run.grid.bounds(report.index) for report in run.reports]
     return Found(frames, from_mosaic(masklet.mosaic), [], clock() < until)
 
 
@@ -389,7 +391,7 @@ def measured(
     found = found_by(variant, encoder, click_on(case.truth), case)
     seconds = clock() - started - (encoder.seconds - encoding)
     grid = grid_of(encoder)
-    seams = quality.seam_lines([grid.bounds(index) for index in found.frames])
+    seams = quality.seam_lines(found.frames)
     row = {
         "case": case.name,
         "frames": case.frames,

@@ -200,6 +200,24 @@ class Level:
         return drift * count < 1e-3
 
 
+def enlarged(native: Level, factor: int) -> Level:
+    """A level finer than the source, `factor` pixels for one; its pixels are interpolated.
+
+    >>> level = Level.at_corner(0.0, 640.0, (10.0, 10.0), (64, 64), crs="EPSG:32612")
+    >>> finer = enlarged(level, 4)
+    >>> finer.label, finer.index, finer.resolution, finer.extent == Window(-256, 0, 256, 256)
+    ('x4', -2, (2.5, 2.5), True)
+    """
+    return replace(
+        native,
+        index=-round(math.log2(factor)),
+        label=f"x{factor}",
+        resolution=(native.resolution[0] / factor, native.resolution[1] / factor),
+        extent=Window(*(side * factor for side in native.extent)),
+        gsd=native.gsd / factor,
+    )
+
+
 def whole_cells(coordinate: float, cell: float) -> int:
     """Whole cells between the CRS origin and a cell corner, stable under rounding noise.
 

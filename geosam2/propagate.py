@@ -556,11 +556,12 @@ class Panning:
         """
         about, tensors = read_state(Path(path))
         prompts = [Prompt.from_json(stored) for stored in about["prompts"]]
+        encoder = _encoder(scene, model)
         run = cls(
-            scene,
-            model,
+            encoder,
+            None,
             prompts[0],
-            level=about["level"],
+            level=encoder.scene.at(about["level"]),
             overlap=about["overlap"],
             options=PanOptions.from_json(about["options"]),
         )

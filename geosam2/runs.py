@@ -184,8 +184,7 @@ class PromptedRun:
             run = Panning.load(state, self.segmenter.encoder)
             if run.prompts[0] == mask.prompt:
                 return run
-        options = self.task.options
-        return self.segmenter.start(mask.prompt, level=mask.level, options=options)
+        return self.segmenter.follow(mask, options=self.task.options)
 
     def _finish(self, number: int, masklet: Masklet) -> None:
         row = self.segmenter.rows([masklet], **self.task.geometry)[0]

@@ -22,6 +22,7 @@ from geosam2.levels import (
     MERCATOR_LIMIT,
     Level,
     Window,
+    enlarged,
     ground_size,
     is_web_mercator,
     odc_crs,
@@ -194,13 +195,13 @@ class Scene:
     # -- where
 
     def level(self, which: Level | int) -> Level:
-        """A level by number, or one of `levels` as it is.
+        """A level by number, or one of `levels` (or these `enlarged`) as it is.
 
         Raises:
             LevelError: If the scene has no such level.
         """
         if isinstance(which, Level):
-            if which not in self.levels:
+            if which not in self.levels and not self._is_enlarged(which):
                 raise LevelError(f"level {which.label} belongs to another scene than {self.name}")
             return which
         if not 0 <= which < len(self.levels):
@@ -208,6 +209,13 @@ class Scene:
                 f"{self.name} has levels 0 to {len(self.levels) - 1}, there is no {which}"
             )
         return self.levels[which]
+
+    def at(self, index: int) -> Level:
+        """The level that says of itself that it has this index; below 0 enlarged ones."""
+        return self.level(index) if index >= 0 else enlarged(self.levels[0], 2**-index)
+
+    def _is_enlarged(self, level: Level) -> bool:
+        return level.index < 0 and level == self.at(level.index)
 
     def window(self, level: Level) -> Window:
         """Lattice pixels of the working area at a level."""

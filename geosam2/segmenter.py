@@ -366,11 +366,17 @@ class Segmenter:
         options: PanOptions | None = None,
     ) -> Panning:
         """A run that follows one object: iterate over it; `Panning` tells how to pause it."""
-        chosen = self.predict(prompt, level=level)[0].level if level == "auto" else level
-        if not isinstance(chosen, int) and chosen.index < 0:
-            chosen = 0  # followed through the pixels that there are
+        if level == "auto":
+            return self.follow(self.predict(prompt, level=level)[0], options=options)
+        return self._panning(prompt, self.scene.level(level), options)
+
+    def follow(self, mask: FrameMask, *, options: PanOptions | None = None) -> Panning:
+        """A run that follows the object of a mask, narrow things through enlarged pixels."""
+        return self._panning(mask.prompt, zoom.followed_at(self.scene, mask), options)
+
+    def _panning(self, prompt: Prompt, level: Level, options: PanOptions | None) -> Panning:
         return Panning(
-            self.encoder, None, prompt, level=chosen, overlap=self.overlap, options=options
+            self.encoder, None, prompt, level=level, overlap=self.overlap, options=options
         )
 
     def refinements(
@@ -415,7 +421,7 @@ class Segmenter:
         for mask in self.predict(prompts, level=level):
             masklet = mask.masklet
             if self.follows(mask, level):
-                run = self.start(mask.prompt, level=mask.level, options=options)
+                run = self.follow(mask, options=options)
                 for step in run:
                     if on_step:
                         on_step(mask.prompt, step)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam2.levels import Level, Window
+from geosam2 import regions
+from geosam2.levels import Level, Window, enlarged
 from geosam2.prompts import MASK_STEP, Prompt
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ SHARE = 2
 """A window's side is the network's frame size divided by this: cheaper, and as good."""
 SNAP = 4
 """Windows start on multiples of a window's side divided by this, so that near clicks share them."""
+NARROW = 16.0
+"""Objects are followed through enlarged pixels until they are so many of these wide."""
 NEAR = 1
 """A further click is looked at so many zooms finer and coarser than the answer before it."""
 FITS = (0.06, 0.5)
@@ -80,24 +82,6 @@ def ladder(scene: Scene) -> list[Level]:
     native = scene.levels[0]
     steps = [2**k for k in range(int(math.log2(LARGEST)), 0, -1)]
     return [*(enlarged(native, step) for step in steps), *scene.levels[:MOST_LEVELS]]
-
-
-def enlarged(native: Level, factor: int) -> Level:
-    """A level finer than the source, `factor` pixels for one; its pixels are interpolated.
-
-    >>> level = Level.at_corner(0.0, 640.0, (10.0, 10.0), (64, 64), crs="EPSG:32612")
-    >>> finer = enlarged(level, 4)
-    >>> finer.label, finer.index, finer.resolution, finer.extent == Window(-256, 0, 256, 256)
-    ('x4', -2, (2.5, 2.5), True)
-    """
-    return replace(
-        native,
-        index=-round(math.log2(factor)),
-        label=f"x{factor}",
-        resolution=(native.resolution[0] / factor, native.resolution[1] / factor),
-        extent=Window(*(side * factor for side in native.extent)),
-        gsd=native.gsd / factor,
-    )
 
 
 def read(scene: Scene, level: Level, window: Window) -> Frame:
@@ -160,6 +144,32 @@ def windows(
             found.append((level, window))
     near = [] if before is None else [one for one in found if _near(one[0], before)]
     return near or found
+
+
+def followed_at(scene: Scene, look: Look) -> Level:
+    """Level at which an object is followed that goes on beyond its window.
+
+    Not finer than the source, but for narrow things, which the network would lose there.
+    """
+    level = look.level
+    width = narrowness(look.logits > 0) * MASK_STEP
+    while level.index < 0 and width / 2 >= NARROW:
+        level, width = _coarser(scene, level), width / 2
+    return level
+
+
+def _coarser(scene: Scene, level: Level) -> Level:
+    native = scene.levels[0]
+    return native if level.index == -1 else enlarged(native, 2 ** (-level.index - 1))
+
+
+def narrowness(mask: BoolArray) -> float:
+    """Cells across a mask where it is widest.
+
+    >>> narrowness(np.pad(np.ones((3, 40), bool), 9))
+    3.0
+    """
+    return 2 * float(regions.depth(mask).max()) - 1
 
 
 def _near(level: Level, other: Level) -> bool:

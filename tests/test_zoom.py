@@ -17,8 +17,11 @@ from rasterio.features import rasterize
 import geosam2
 from geosam2 import zoom
 from geosam2.cache import EmbeddingCache
-from geosam2.levels import Level, Window
+from geosam2.errors import LevelError
+from geosam2.levels import Level, Window, enlarged
+from geosam2.masklet import PanOptions
 from geosam2.prompts import Prompt
+from geosam2.propagate import Panning
 from geosam2.scene import Scene
 from geosam2.segmenter import Segmenter
 from geosam2.testing import write_geotiff
@@ -58,9 +61,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("scene") / "scene.tif", picture())
 
 
-def segmenter(path: Path | Scene) -> Segmenter:
-    scene = geosam2.open_scene(path)
-    return Segmenter(scene, ColourModel(128), cache=EmbeddingCache(folder=None))  # type: ignore[arg-type]
+def segmenter(path: Path | Scene, tolerance: float = 40.0) -> Segmenter:
+    scene, model = geosam2.open_scene(path), ColourModel(128, tolerance)
+    return Segmenter(scene, model, cache=EmbeddingCache(folder=None))  # type: ignore[arg-type]
 
 
 def iou(a: shapely.Geometry, b: shapely.Geometry) -> float:
@@ -84,7 +87,7 @@ class Seen:
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_enlarged_pixels_are_those_of_gdals_bilinear_reads(path: Path, factor: int) -> None:
     scene = geosam2.open_scene(path)
-    level = zoom.enlarged(scene.levels[0], factor)
+    level = enlarged(scene.levels[0], factor)
     native = scene.levels[0].extent
     inner = Window(native.row + 37, native.col + 101, 48, 64)
     window = Window(*(side * factor for side in inner))
@@ -102,7 +105,7 @@ def test_enlarged_pixels_are_those_of_gdals_bilinear_reads(path: Path, factor: i
 
 def test_enlarged_windows_beyond_the_scene_are_not_valid(path: Path) -> None:
     scene = geosam2.open_scene(path)
-    level = zoom.enlarged(scene.levels[0], 4)
+    level = enlarged(scene.levels[0], 4)
     window = Window(level.extent.row - 8, level.extent.col, 32, 32)
     frame = zoom.read(scene, level, window)
     assert not frame.valid[:8].any()
@@ -119,7 +122,7 @@ def test_enlarged_pixels_beside_nodata_are_no_darker(tmp_path: Path) -> None:
     scene = geosam2.open_scene(path, stretch="none")
     native = scene.levels[0].extent
     for factor in (2, 4):
-        level = zoom.enlarged(scene.levels[0], factor)
+        level = enlarged(scene.levels[0], factor)
         frame = zoom.read(scene, level, Window(*(side * factor for side in native)))
         assert frame.valid.sum() == (96 * 96 - 20 * 66) * factor**2
         assert frame.pixels[:, frame.valid].min() >= 90  # at the hole and at the scene's edge
@@ -311,7 +314,7 @@ def test_a_further_click_is_looked_at_near_the_zoom_of_the_answer_before(path: P
         near = zoom.windows(scene, prompt, 64, before)
         assert near == [w for w in everywhere if abs(w[0].index - before.index) <= zoom.NEAR]
         assert len(near) < len(everywhere)
-    beyond = zoom.enlarged(scene.levels[0], 4096)  # nowhere near: then all of them
+    beyond = enlarged(scene.levels[0], 4096)  # nowhere near: then all of them
     assert zoom.windows(scene, prompt, 64, beyond) == everywhere
 
 
@@ -383,3 +386,86 @@ def test_an_object_too_large_for_any_window_is_followed(path: Path, tmp_path: Pa
     shape = one.to_frame([masklet]).geometry[0]
     assert len(masklet.frames) > 1
     assert iou(shape, to_map(shapely.box(0, 100, 640, 400))) > 0.97
+
+
+# -- narrow things are followed through enlarged pixels
+
+
+@pytest.mark.parametrize(
+    ("cells", "index", "wanted"),
+    [
+        (2, -3, -3),  # 8 enlarged pixels are narrow at every zoom
+        (5, -3, -3),  # 20 pixels of x8 would be 10 of x4
+        (11, -3, -2),
+        (45, -3, 0),
+        (5, -1, -1),
+        (31, -1, 0),
+        (1, 0, 0),  # nothing that was seen at native resolution or coarser is enlarged
+        (1, 1, 1),
+    ],
+)
+def test_narrow_things_are_followed_as_the_click_saw_them(
+    path: Path, cells: int, index: int, wanted: int
+) -> None:
+    scene = geosam2.open_scene(path)
+    levels = {level.index: level for level in zoom.ladder(scene)}
+    logits = np.full((64, 64), -5, np.float32)
+    logits[:, 20 : 20 + cells] = 5
+    window = zoom.window_around(levels[index], *on_map(260, 240), 256)
+    look = Seen(levels[index], window, logits)
+    assert zoom.followed_at(scene, look) == levels[wanted]
+
+
+@pytest.fixture(scope="module")
+def brook(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, shapely.Geometry]:
+    """Three pixels wide and a scene long."""
+    x = np.linspace(-10, SIZE + 10, 400)
+    line = shapely.LineString(np.column_stack([x, 480 + 60 * np.sin(x / 45)]))
+    shape = line.buffer(1.5)
+    pixels = picture()
+    pixels[:, rasterize([shape], (SIZE, SIZE)).astype(bool)] = np.array([[20], [60], [220]])
+    whole = shape.intersection(shapely.box(0, 0, SIZE, SIZE))
+    return write(tmp_path_factory.mktemp("brook") / "brook.tif", pixels), to_map(whole)
+
+
+def test_a_brook_of_three_pixels_is_followed_to_its_ends(
+    brook: tuple[Path, shapely.Geometry],
+) -> None:
+    path, truth = brook
+    one = segmenter(path, tolerance=60)
+    prompt = Prompt((on_map(320, 480 + 60 * np.sin(320 / 45)),))
+    options = PanOptions(max_frames=400)
+    native = one.start(prompt, level=0, options=options)
+    list(native)
+    (masklet,) = one.objects([prompt], options=options)
+    row = one.to_frame([masklet]).iloc[0]
+    assert masklet.level.index < 0
+    assert row.level == masklet.level.label
+    assert row.frames > 5
+    assert row.open_edges == 0
+    at_native = one.to_frame([native.masklet]).iloc[0].geometry
+    assert iou(row.geometry, truth) > 0.8 > iou(at_native, truth) + 0.1
+
+
+def test_a_run_through_enlarged_pixels_is_saved_and_goes_on(
+    brook: tuple[Path, shapely.Geometry], tmp_path: Path
+) -> None:
+    path, _ = brook
+    one = segmenter(path, tolerance=60)
+    prompt = Prompt((on_map(320, 480 + 60 * np.sin(320 / 45)),))
+    straight, run = (one.start(prompt, options=PanOptions(max_frames=30)) for _ in range(2))
+    list(straight)
+    for _ in range(7):
+        run.step()
+    run.save(tmp_path / "run.safetensors")
+    later = Panning.load(tmp_path / "run.safetensors", geosam2.open_scene(path), one.model)
+    assert later.grid == run.grid
+    list(later)
+    a, b = (one.to_frame([r.masklet]).iloc[0].geometry for r in (straight, later))
+    assert a.equals_exact(b, 1e-9)
+
+
+def test_an_enlarged_level_of_another_scene_is_refused(path: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.tif", picture()[:, :-16])
+    with pytest.raises(LevelError, match="x4 belongs to another scene"):
+        geosam2.open_scene(path).level(enlarged(geosam2.open_scene(other).levels[0], 4))

@@ -118,7 +118,8 @@ class RealBackend:
             mask = self.segmenter.predict(prompt, level="auto")[0]
             if not mask.goes_on:
                 return RealFollower(self, prompt, limits, whole=mask.masklet)
-            return RealFollower(self, prompt, limits, mask.level, refine=True)
+            panning = self.segmenter.follow(mask, options=limits)
+            return RealFollower(self, prompt, limits, refine=True, panning=panning)
         return RealFollower(self, prompt, limits, chosen)
 
     def restore(self, path: Path) -> RealFollower:
