@@ -354,9 +354,10 @@ def zoomed(encoder: FrameEncoder, point: tuple[float, float], most: int, until: 
     """What a click gives when nothing else is said."""
     segmenter = Segmenter(encoder.scene, encoder.model, cache=encoder.cache)
     mask = segmenter.predict(Prompt((point,)), level="auto")[0]
-    if not mask.goes_on:
+    level = segmenter.follows_at(mask)
+    if level is None:
         return refined(segmenter, mask.masklet, [], until)
-    run = segmenter.follow(mask, options=PanOptions(max_frames=most))
+    run = segmenter.start(mask.prompt, level=level, options=PanOptions(max_frames=most))
     while not run.finished and clock() < until:
         run.step()
     frames = [] if run.grid.level.index > 0 else frames_of(run)

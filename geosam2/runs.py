@@ -33,6 +33,7 @@ from geosam2.segmenter import FrameMask, Segmenter
 if TYPE_CHECKING:
     import geopandas
 
+    from geosam2.levels import Level
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ class PromptedRun:
 
     def _object(self, number: int, mask: FrameMask) -> Iterator[tuple[Prompt, Phase, Step]]:
         masklet = mask.masklet
-        if self.segmenter.follows(mask, self.task.level):
-            self._panning = self._start(mask)
+        if (level := self.segmenter.follows_at(mask, self.task.level)) is not None:
+            self._panning = self._start(mask.prompt, level)
             for step in self._panning:
                 self._save_sometimes()
                 yield mask.prompt, "follow", step
@@ -177,14 +178,14 @@ class PromptedRun:
         level = run.grid.level.index
         return None if self.folder is None else self.folder / f"refined-{level}.safetensors"
 
-    def _start(self, mask: FrameMask) -> Panning:
+    def _start(self, prompt: Prompt, level: Level) -> Panning:
         """A new run for an object, or the stored one."""
         state = None if self.folder is None else self.folder / "current.safetensors"
         if state is not None and state.is_file():
             run = Panning.load(state, self.segmenter.encoder)
-            if run.prompts[0] == mask.prompt:
+            if run.prompts[0] == prompt:
                 return run
-        return self.segmenter.follow(mask, options=self.task.options)
+        return self.segmenter.start(prompt, level=level, options=self.task.options)
 
     def _finish(self, number: int, masklet: Masklet) -> None:
         row = self.segmenter.rows([masklet], **self.task.geometry)[0]

@@ -367,14 +367,8 @@ class Segmenter:
     ) -> Panning:
         """A run that follows one object: iterate over it; `Panning` tells how to pause it."""
         if level == "auto":
-            return self.follow(self.predict(prompt, level=level)[0], options=options)
-        return self._panning(prompt, self.scene.level(level), options)
-
-    def follow(self, mask: FrameMask, *, options: PanOptions | None = None) -> Panning:
-        """A run that follows the object of a mask, narrow things through enlarged pixels."""
-        return self._panning(mask.prompt, zoom.followed_at(self.scene, mask), options)
-
-    def _panning(self, prompt: Prompt, level: Level, options: PanOptions | None) -> Panning:
+            mask = self.predict(prompt, level=level)[0]
+            level = self.follows_at(mask) or zoom.followed_at(self.scene, mask)
         return Panning(
             self.encoder, None, prompt, level=level, overlap=self.overlap, options=options
         )
@@ -420,8 +414,8 @@ class Segmenter:
         refine = self.refines(level, refine)
         for mask in self.predict(prompts, level=level):
             masklet = mask.masklet
-            if self.follows(mask, level):
-                run = self.follow(mask, options=options)
+            if (where := self.follows_at(mask, level)) is not None:
+                run = self.start(mask.prompt, level=where, options=options)
                 for step in run:
                     if on_step:
                         on_step(mask.prompt, step)
@@ -430,13 +424,23 @@ class Segmenter:
                 masklet = self._refined(masklet, options, on_step)
             yield masklet
 
-    def follows(self, mask: FrameMask, level: Level | int | str) -> bool:
-        """Whether an object may be more than its first mask.
+    def follows_at(
+        self, mask: FrameMask, level: Level | int | Literal["auto"] = "auto"
+    ) -> Level | None:
+        """The level at which an object is followed; None if its first mask is all of it.
 
         At a level that was asked for, one decoding in one frame may have stopped short of the
         object's ends, as at marks across a road; for "auto" several zooms agreed on it.
+        A narrow thing that was followed after the clicks before is followed there still: a window
+        that shows all clicks would show it too small.
         """
-        return mask.goes_on or level != "auto"
+        if level != "auto":
+            return self.scene.level(level)
+        before = self._before(mask.prompt)
+        earlier = None if before is None else self.follows_at(before)
+        if earlier is not None and earlier.index < 0:
+            return earlier
+        return zoom.followed_at(self.scene, mask) if mask.goes_on else None
 
     def refines(self, level: Level | int | str, refine: bool | None) -> bool:
         """Whether outlines are brought to the finest level: as asked, else as the preset says."""

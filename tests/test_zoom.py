@@ -447,6 +447,20 @@ def test_a_brook_of_three_pixels_is_followed_to_its_ends(
     assert iou(row.geometry, truth) > 0.8 > iou(at_native, truth) + 0.1
 
 
+def test_a_further_click_on_a_brook_keeps_what_was_followed(
+    brook: tuple[Path, shapely.Geometry],
+) -> None:
+    path, truth = brook
+    places = [on_map(x, 480 + 60 * np.sin(x / 45)) for x in (320, 520)]
+    one = segmenter(path, tolerance=60)
+    options = PanOptions(max_frames=400)
+    prompts = [Prompt(tuple(places[:n]), (1,) * n) for n in (1, 2)]
+    before, after = one.objects(prompts, options=options)
+    assert after.level == before.level
+    assert not after.open_edges
+    assert iou(one.to_frame([after]).iloc[0].geometry, truth) > 0.8
+
+
 def test_a_run_through_enlarged_pixels_is_saved_and_goes_on(
     brook: tuple[Path, shapely.Geometry], tmp_path: Path
 ) -> None:

@@ -116,10 +116,10 @@ class RealBackend:
         chosen = self._level(level)
         if chosen is None:
             mask = self.segmenter.predict(prompt, level="auto")[0]
-            if not mask.goes_on:
+            where = self.segmenter.follows_at(mask)
+            if where is None:
                 return RealFollower(self, prompt, limits, whole=mask.masklet)
-            panning = self.segmenter.follow(mask, options=limits)
-            return RealFollower(self, prompt, limits, refine=True, panning=panning)
+            return RealFollower(self, prompt, limits, where, refine=True)
         return RealFollower(self, prompt, limits, chosen)
 
     def restore(self, path: Path) -> RealFollower:
