@@ -483,3 +483,11 @@ def test_an_enlarged_level_of_another_scene_is_refused(path: Path, tmp_path: Pat
     other = write(tmp_path / "other.tif", picture()[:, :-16])
     with pytest.raises(LevelError, match="x4 belongs to another scene"):
         geosam2.open_scene(path).level(enlarged(geosam2.open_scene(other).levels[0], 4))
+
+
+def test_enlarged_levels_of_a_picture_without_a_place_on_the_map(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(picture().transpose(1, 2, 0)).save(tmp_path / "plain.png")
+    scene = geosam2.open_scene(tmp_path / "plain.png", pixel_coordinates=True)
+    assert all(scene.level(level) is level for level in zoom.ladder(scene))
