@@ -1,7 +1,7 @@
 """Questions about the shape of small masks: what hangs together, and where is its middle.
 
-Masks here are at a quarter of a frame's resolution (128 x 128), so repeated pooling answers in a
-few milliseconds and no further package is needed.
+Masks here are at a quarter of a frame's resolution (128 x 128), so growing them again and again
+takes a few milliseconds and no further package is needed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def reachable(mask: BoolArray, seeds: BoolArray, *, gap: int = 0) -> BoolArray:
     [[1, 1, 0, 1, 0, 0, 0, 0]]
     """
     ground = grown(mask, gap)
+    walls = _walls(ground)
     found = seeds & mask
     while True:
-        before, found = found, grown(_swept(found, ground), 1) & ground
+        before, found = found, grown(_swept(found, walls), 1) & ground
         if np.array_equal(found, before):
             return found & mask
 
@@ -85,19 +86,37 @@ def _first(mask: BoolArray) -> BoolArray:
     return found
 
 
-def _swept(found: BoolArray, ground: BoolArray) -> BoolArray:
+WAYS: tuple[tuple[int, Any], ...] = (
+    (1, (slice(None), slice(None))),
+    (1, (slice(None), slice(None, None, -1))),
+    (0, (slice(None), slice(None))),
+    (0, (slice(None, None, -1), slice(None))),
+)
+"""Axis along which one walks, and the view in which that is forwards: east, west, south, north."""
+
+
+def _places(mask: BoolArray, axis: int) -> NDArray[np.int16]:
+    """Number of each cell along an axis, counted as one walks."""
+    size = mask.shape[axis]
+    return np.arange(size, dtype=np.int16).reshape((1, size) if axis else (size, 1))
+
+
+def _walls(ground: BoolArray) -> list[NDArray[np.int16]]:
+    """For each way to walk: the last cell without ground up to each cell, -1 if there is none."""
+    return [
+        np.maximum.accumulate(np.where(ground[cut], np.int16(-1), _places(ground, axis)), axis)
+        for axis, cut in WAYS
+    ]
+
+
+def _swept(found: BoolArray, walls: list[NDArray[np.int16]]) -> BoolArray:
     """What is found, and all that a straight walk over the ground along rows and columns reaches.
 
     As far as there is ground at all, so a few sweeps do what growing by cells takes many steps for.
     """
-    for axis in (1, 0):
-        places = np.indices(found.shape)[axis]
-        for turn in (slice(None), slice(None, None, -1)):
-            cut = (slice(None), turn) if axis else (turn,)
-            here, there = found[cut], ground[cut]
-            last = np.maximum.accumulate(np.where(here, places, -1), axis)
-            wall = np.maximum.accumulate(np.where(there, -1, places), axis)
-            found = (there & (last > wall))[cut]
+    for (axis, cut), wall in zip(WAYS, walls, strict=True):
+        here = np.where(found[cut], _places(found, axis), np.int16(-1))
+        found = (np.maximum.accumulate(here, axis) > wall)[cut]
     return found
 
 
@@ -164,11 +183,15 @@ def iou(a: BoolArray, b: BoolArray, weight: Any = 1.0) -> float:
 
 def grown(mask: BoolArray, by: int) -> BoolArray:
     """The mask and all cells within `by` of it (a square)."""
-    import torch
-    from torch.nn import functional as F
+    return _spread(_spread(mask, by).T, by).T
 
-    if by == 0:
-        return mask
-    values = torch.from_numpy(mask.astype(np.float32))[None, None]
-    found: BoolArray = F.max_pool2d(values, 2 * by + 1, stride=1, padding=by)[0, 0].numpy() > 0
+
+def _spread(mask: BoolArray, by: int) -> BoolArray:
+    """The mask and all cells within `by` rows of it, by windows that double their height."""
+    found = np.pad(mask, ((by, by), (0, 0)))
+    height, wanted = 1, 2 * by + 1
+    while height < wanted:
+        step = min(height, wanted - height)
+        found = found[:-step] | found[step:]
+        height += step
     return found
