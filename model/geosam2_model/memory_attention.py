@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
 from geosam2_model.mask_decoder import Attention
-from geosam2_model.ops import attention, by_rows, remembered, sine_positions
+from geosam2_model.ops import LOWEST, attention, by_rows, remembered, sine_positions
 
 ROWS, KEYS = 512, 1024  # a tile of scores stays in the cache
 TURNED = 2048  # so do the tokens that are turned at once
@@ -99,7 +99,8 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for i in range(0, k.shape[2], KEYS):
         scores = q @ k[:, :, i : i + KEYS]
         best = torch.maximum(scores.amax(2, keepdim=True), top)
-        weights, shrink = scores.sub_(best).exp_(), (top - best).exp_()
+        weights = scores.sub_(best).clamp_(min=LOWEST).exp_()
+        shrink = (top - best).clamp_(min=LOWEST).exp_()
         out = (weights @ v[:, i : i + KEYS]).addcmul_(out, shrink)
         total = weights.sum(2, keepdim=True).addcmul_(total, shrink)
         top = best

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from geosam2_model.ops import rows_for
+from geosam2_model.ops import decay, rows_for
 from geosam2_model.prompt_encoder import BACKGROUND, FOREGROUND, Prompts
 
 Map = Tensor | float
@@ -97,7 +97,7 @@ def near_maps(distance: Tensor | None) -> tuple[Map, Map, Map]:
     """A disc at each click and two decays with distance, 4 and 16 cells long; 0..1."""
     if distance is None:
         return 0.0, 0.0, 0.0
-    slow = torch.exp(-distance / 16)
+    slow = decay(distance / 16)
     return (DISC + 0.5 - distance).clamp(0, 1), slow.square().square(), slow
 
 
@@ -175,7 +175,7 @@ def box_maps(prompts: Prompts, height: int, width: int) -> tuple[Map, Map, Map]:
     depth = torch.minimum(
         torch.minimum(x - left, right - x), torch.minimum(y - top, bottom - y)
     )  # > 0 inside, in cells
-    return (depth + 0.5).clamp(0, 1), torch.exp(-depth.abs() / 2), 1.0
+    return (depth + 0.5).clamp(0, 1), decay(depth.abs() / 2), 1.0
 
 
 def edge_steps(pixels: Tensor) -> Steps:
@@ -251,7 +251,7 @@ def reach_maps(seeds: tuple[Tensor | None, ...], steps: Steps) -> list[Map]:
 
 
 def _decay(distance: Tensor | None, length: float) -> Map:
-    return 0.0 if distance is None else torch.exp(-distance / length)
+    return 0.0 if distance is None else decay(distance / length)
 
 
 def _balance(outside: Tensor | None, inside: Tensor | None) -> Map:
