@@ -87,6 +87,8 @@ class FrameMask:
     """Logit, > 0 = the object is visible."""
     overlap: int
     """Pixels that frames of this grid share."""
+    kept: Level | None = None
+    """Where a narrow object was followed after the clicks before; it is followed there still."""
 
     @property
     def window(self) -> Window:
@@ -268,9 +270,16 @@ class Segmenter:
             some = prompts[start : start + BATCH]
             for prompt, looks in zip(some, self.looks(some), strict=True):
                 best = [looks[n] for n in zoom.distinct(looks)]
-                found.append(best or self._looks([prompt], self._coarsest())[0])
+                best = best or self._looks([prompt], self._coarsest())[0]
+                kept = self._kept(self._before(prompt))
+                found.append([replace(mask, kept=kept) for mask in best])
                 self._remember(prompt, found[-1][0])
         return found
+
+    def _kept(self, before: FrameMask | None) -> Level | None:
+        """Level of a narrow object: a window that shows all clicks would show it too small."""
+        level = None if before is None else self.follows_at(before)
+        return level if level is not None and level.index < 0 else None
 
     def looks(self, prompts: Sequence[Prompt]) -> list[list[FrameMask]]:
         """All masks of each prompt at every zoom, finest first, before one is chosen.
@@ -436,10 +445,8 @@ class Segmenter:
         """
         if level != "auto":
             return self.scene.level(level)
-        before = self._before(mask.prompt)
-        earlier = None if before is None else self.follows_at(before)
-        if earlier is not None and earlier.index < 0:
-            return earlier
+        if mask.kept is not None:
+            return mask.kept
         return zoom.followed_at(self.scene, mask) if mask.goes_on else None
 
     def refines(self, level: Level | int | str, refine: bool | None) -> bool:

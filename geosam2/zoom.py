@@ -152,21 +152,16 @@ def followed_at(scene: Scene, look: Look) -> Level:
     Not finer than the source, but for narrow things, which the network would lose there.
     """
     level = look.level
-    width = narrowness(look.logits > 0) * MASK_STEP
+    width = widest(look.logits > 0) * MASK_STEP
     while level.index < 0 and width / 2 >= NARROW:
-        level, width = _coarser(scene, level), width / 2
+        level, width = scene.at(level.index + 1), width / 2
     return level
 
 
-def _coarser(scene: Scene, level: Level) -> Level:
-    native = scene.levels[0]
-    return native if level.index == -1 else enlarged(native, 2 ** (-level.index - 1))
-
-
-def narrowness(mask: BoolArray) -> float:
+def widest(mask: BoolArray) -> float:
     """Cells across a mask where it is widest.
 
-    >>> narrowness(np.pad(np.ones((3, 40), bool), 9))
+    >>> widest(np.pad(np.ones((3, 40), bool), 9))
     3.0
     """
     return 2 * float(regions.depth(mask).max()) - 1
