@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -107,7 +107,7 @@ class Level:
     """CRS coordinates of the corner of lattice pixel (0, 0), within a pixel of the CRS origin."""
     extent: Window
     """Lattice pixels that the source has at this level."""
-    gsd: float
+    gsd: float = field(compare=False)  # the rest decides it, and nan is equal to nothing
     """Metres on the ground per pixel at the centre of the source; nan without a CRS."""
     crs: str | None
     """CRS as text (authority code or WKT); None for pixel coordinates."""

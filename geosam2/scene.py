@@ -215,10 +215,7 @@ class Scene:
         return self.level(index) if index >= 0 else enlarged(self.levels[0], 2**-index)
 
     def _is_enlarged(self, level: Level) -> bool:
-        if level.index >= 0:
-            return False
-        own = self.at(level.index)  # metres aside: without a CRS they are nan, equal to nothing
-        return replace(own, gsd=level.gsd) == level
+        return level.index < 0 and level == self.at(level.index)
 
     def window(self, level: Level) -> Window:
         """Lattice pixels of the working area at a level."""

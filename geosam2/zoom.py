@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geosam2 import regions
-from geosam2.levels import Level, Window, enlarged
+from geosam2.levels import Level, Window
 from geosam2.prompts import MASK_STEP, Prompt
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ class Look(Protocol):
 
 def ladder(scene: Scene) -> list[Level]:
     """Zooms at which a click is looked at, finest first: enlarged, native, and coarser ones."""
-    native = scene.levels[0]
-    steps = [2**k for k in range(int(math.log2(LARGEST)), 0, -1)]
-    return [*(enlarged(native, step) for step in steps), *scene.levels[:MOST_LEVELS]]
+    finest = -int(math.log2(LARGEST))
+    return [*(scene.at(index) for index in range(finest, 0)), *scene.levels[:MOST_LEVELS]]
 
 
 def read(scene: Scene, level: Level, window: Window) -> Frame:

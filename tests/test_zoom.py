@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -416,11 +417,15 @@ def test_narrow_things_are_followed_as_the_click_saw_them(
     assert zoom.followed_at(scene, look) == levels[wanted]
 
 
+def brook_at(x: float) -> float:
+    return 480 + 60 * math.sin(x / 45)
+
+
 @pytest.fixture(scope="module")
 def brook(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, shapely.Geometry]:
     """Three pixels wide and a scene long."""
     x = np.linspace(-10, SIZE + 10, 400)
-    line = shapely.LineString(np.column_stack([x, 480 + 60 * np.sin(x / 45)]))
+    line = shapely.LineString([(place, brook_at(place)) for place in x])
     shape = line.buffer(1.5)
     pixels = picture()
     pixels[:, rasterize([shape], (SIZE, SIZE)).astype(bool)] = np.array([[20], [60], [220]])
@@ -433,7 +438,7 @@ def test_a_brook_of_three_pixels_is_followed_to_its_ends(
 ) -> None:
     path, truth = brook
     one = segmenter(path, tolerance=60)
-    prompt = Prompt((on_map(320, 480 + 60 * np.sin(320 / 45)),))
+    prompt = Prompt((on_map(320, brook_at(320)),))
     options = PanOptions(max_frames=400)
     native = one.start(prompt, level=0, options=options)
     list(native)
@@ -451,7 +456,7 @@ def test_a_further_click_on_a_brook_keeps_what_was_followed(
     brook: tuple[Path, shapely.Geometry],
 ) -> None:
     path, truth = brook
-    places = [on_map(x, 480 + 60 * np.sin(x / 45)) for x in (320, 520)]
+    places = [on_map(x, brook_at(x)) for x in (320, 520)]
     one = segmenter(path, tolerance=60)
     options = PanOptions(max_frames=400)
     prompts = [Prompt(tuple(places[:n]), (1,) * n) for n in (1, 2)]
@@ -466,7 +471,7 @@ def test_a_run_through_enlarged_pixels_is_saved_and_goes_on(
 ) -> None:
     path, _ = brook
     one = segmenter(path, tolerance=60)
-    prompt = Prompt((on_map(320, 480 + 60 * np.sin(320 / 45)),))
+    prompt = Prompt((on_map(320, brook_at(320)),))
     straight, run = (one.start(prompt, options=PanOptions(max_frames=30)) for _ in range(2))
     list(straight)
     for _ in range(7):
@@ -491,3 +496,4 @@ def test_enlarged_levels_of_a_picture_without_a_place_on_the_map(tmp_path: Path)
     Image.fromarray(picture().transpose(1, 2, 0)).save(tmp_path / "plain.png")
     scene = geosam2.open_scene(tmp_path / "plain.png", pixel_coordinates=True)
     assert all(scene.level(level) is level for level in zoom.ladder(scene))
+    assert zoom.ladder(scene) == zoom.ladder(scene)
