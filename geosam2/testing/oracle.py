@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from rasterio import features
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class _Features(NamedTuple):
-    embedding: Tensor  # (1, 3, H / 16, W / 16) mean colours
-    image: Tensor  # (3, H, W)
+    embedding: Tensor  # (B, 3, H / 16, W / 16) mean colours
+    images: Tensor  # (B, 3, H, W)
 
 
 class _Answer(NamedTuple):
@@ -32,7 +33,7 @@ class _Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class ColourOracle:
-    """Answers a click with all connected-or-not pixels of the clicked colour.
+    """Answers a click with all pixels of the clicked colour.
 
     Black is background and gives a mask that no filter accepts. It has the methods of
     `geosam2_model.SAM2` that automatic mode needs, pickles, and makes itself, so it can stand where
@@ -54,15 +55,24 @@ class ColourOracle:
         return self
 
     def encode(self, pixels: Tensor) -> _Features:
-        """Keep the image."""
-        time.sleep(self.seconds)
-        return _Features(F.avg_pool2d(pixels.float(), 16), pixels[0])
+        """Keep the images (B, 3, H, W)."""
+        time.sleep(self.seconds * len(pixels))
+        return _Features(F.avg_pool2d(pixels.float(), 16), pixels)
 
     def decode(self, features: _Features, prompts: Prompts, multimask: bool = True) -> _Answer:
         """Three equal masks a click, of which only the first claims to be good."""
         assert prompts.points is not None
-        image = features.image.int()
-        x, y = prompts.points[:, 0].round().long().T
+        if prompts.image_index is None:
+            return self._decode(features, prompts.points)
+        answers = [
+            self._decode(_Features(*(x[i : i + 1] for x in features)), point[None])
+            for i, point in zip(prompts.image_index, prompts.points, strict=True)
+        ]
+        return _Answer(*(torch.cat(x) for x in zip(*answers, strict=True)))
+
+    def _decode(self, features: _Features, points: Tensor) -> _Answer:
+        image = features.images[0].int()
+        x, y = points[:, 0].round().long().T
         limit = image.shape[-1] - 1
         colours = image[:, y.clamp(0, limit), x.clamp(0, limit)].T
         unique, which = torch.unique(colours, dim=0, return_inverse=True)
@@ -80,7 +90,9 @@ class ColourOracle:
 def colour_scene(
     shape: tuple[int, int], objects: int, *, seed: int = 0, size: tuple[int, int] = (20, 300)
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Ellipses and rectangles, one colour each, touching and nested: pixels (3, H, W) and ids.
+    """Ellipses and rectangles, touching and nested: pixels (3, H, W) and ids.
+
+    What others leave visible of one counts as an object, with a colour of its own, piece by piece.
 
     >>> pixels, ids = colour_scene((64, 64), 3, size=(10, 30))
     >>> pixels.shape, bool((pixels[:, ids == 0] == 0).all())
@@ -95,7 +107,11 @@ def colour_scene(
         dy, dx = np.abs(rows - row) / height, np.abs(cols - col) / width
         inside = dy**2 + dx**2 < 1 if rng.random() < 0.5 else np.maximum(dy, dx) < 1
         ids[inside] = number
-    code = (np.arange(objects + 1, dtype=np.int64) * 2654435761) % 2**24
+    pieces = [shape for shape, _ in features.shapes(ids, mask=ids > 0)]
+    if pieces:
+        numbered = zip(pieces, range(1, len(pieces) + 1), strict=True)
+        ids = features.rasterize(numbered, out_shape=shape, dtype=np.int32)
+    code = (np.arange(len(pieces) + 1, dtype=np.int64) * 2654435761) % 2**24
     code[1:] = np.where(code[1:] == 0, 1, code[1:])
     colours = np.stack([(code >> shift) & 255 for shift in (0, 8, 16)]).astype(np.uint8)
     colours[:, 0] = 0
