@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -55,9 +56,9 @@ from geosam2.everything import collect, executor_for, plan, start, tables
 from geosam2.linking import UnionFind
 from geosam2.outlines import of_figures, of_labels
 from geosam2.part_table import read_objects, read_parts, write_parts
-from geosam2.parts import FrameKey, Layout, Part
-from geosam2.settling import Borders, Object, compare_within, row_of, settle
-from geosam2.steps import Job, network_of
+from geosam2.parts import FrameKey, Layout, Part, overlap_iou
+from geosam2.settling import SAME, Borders, Object, compare_within, row_of, settle
+from geosam2.steps import Job, around, network_of
 from geosam2.testing import synthetic_scene, write_geotiff, write_repeated_vrt
 from geosam2.testing.oracle import ColourOracle, colour_scene
 from geosam2.tiling import FrameIndex
@@ -76,11 +77,14 @@ def finish(job: Job) -> geopandas.GeoDataFrame:
 
 
 def linked(job: Job) -> Result:
-    """The finished run, with the frames of each object."""
+    """The finished run, with the frames that show each object."""
     nodes = [*job.blocks.in_order(), *job.blocks.nodes()]
     everywhere = list(job.blocks.in_order())
+    parts: dict[FrameKey, list[Part]] = {}
+    for part in (p for block in everywhere for p in read_parts(job.path("find", block))):
+        parts.setdefault(part.frame, []).append(part)
     frames = {
-        "{}_{}_{}".format(*o.name): frozenset(key[:2] for key in o.parts)
+        "{}_{}_{}".format(*o.name): showing(o, parts)
         for node in nodes
         if job.path("settle", node).exists()
         for o in read_objects(job.path("settle", node), everywhere)
@@ -89,6 +93,18 @@ def linked(job: Job) -> Result:
     shapes = [shape for table in found for shape in table.geometry]
     names = [name for table in found for name in table["name"]]
     return Result(np.array(shapes, dtype=object), [frames[name] for name in names])
+
+
+def showing(found: Object, parts: dict[FrameKey, list[Part]]) -> frozenset[FrameKey]:
+    """Frames that an object's masks are of, and those with another account of the same thing."""
+    frames = {key[:2] for key in found.parts}
+    if len(found.parts) == 1:
+        row, col, rank = found.name
+        own = next(part for part in parts[row, col] if part.rank == rank)
+        for key in itertools.product((row - 1, row, row + 1), (col - 1, col, col + 1)):
+            if any(overlap_iou(own, other) > SAME for other in parts.get(key, [])):
+                frames.add(key)
+    return frozenset(frames)
 
 
 # --- baselines on the same masks
@@ -109,7 +125,7 @@ def part_outlines(job: Job, *, cores: bool) -> Result:
 
 
 def _lone(key: Any) -> Object:
-    return Object(key, (key,), 0.0, 1.0, 1.0, 1, 0, 0.0, None)
+    return Object(key, (key,), 0.0, 1.0, 1.0, 1, 0, 1.0, None)
 
 
 def merged_by_rule(job: Job) -> Result:
@@ -179,7 +195,7 @@ def _spans(job: Job, one: Any, other: Any, shapes: Shapes, i: int, j: int) -> bo
 
 @dataclass(frozen=True)
 class Result:
-    """Polygons, and for each the frames whose masks it is made of."""
+    """Polygons, and for each the frames that show it."""
 
     shapes: Shapes
     frames: list[frozenset[FrameKey]]
@@ -211,11 +227,20 @@ def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
         "split_rate": quality.split_rate(found, truth, frames),
         "divided_by_seam": divided_by_seam(result, truth[crossing], 3 * _cell(job)),
         "duplicates": quality.duplicates(found),
-        "straight_edge": quality.straight_edge(
-            found, shapely.union(frames, cores), _cell(job), edge=extent.boundary
-        ),
+        **straight_edges(found, shapely.union(frames, cores), extent, job),
     }
     return {k: None if np.isnan(v) else round(float(v), 4) for k, v in out.items()}
+
+
+def straight_edges(found: Shapes, seams: Any, extent: Any, job: Job) -> dict[str, float]:
+    """Outline along seams, and along the same lines moved to where no seam is."""
+    cell = _cell(job)
+    rim = shapely.buffer(extent.boundary, 4 * cell)  # masks end with the data, to a cell
+    aside = shapely.transform(seams, lambda points: points + job.layout.stride / 5 * cell)
+    return {
+        name: quality.straight_edge(found, lines, cell, edge=rim)
+        for name, lines in (("straight_edge", seams), ("straight_by_chance", aside))
+    }
 
 
 def divided_by_seam(result: Result, truth: Shapes, reach: float) -> float:
@@ -252,13 +277,21 @@ def alone(job: Job, place: Any) -> Shapes:
     frame = job.scene.read(grid.centred(place.x, place.y))
     layout = Layout(grid.frame_size, grid.overlap, frame.corner)
     key = (0, 0)
-    parts = find_masks(network_of(job), frame.pixels, frame.valid, layout, key, recipe).parts
-    rows = tuple(row_of(part, layout, lambda _: False) for part in parts)
-    covers = tuple(compare_within(parts, layout))
-    objects, _ = settle([Borders(rows, (), covers)], lambda _: False)
-    kept = [o for o in objects if o.covered <= recipe.covered_share]
+    parts = find_masks(
+        network_of(job),
+        frame.pixels,
+        frame.valid,
+        layout,
+        key,
+        recipe,
+        around=functools.partial(around, job),
+    ).parts
+    parts = tuple(replace(part, edges=0) for part in parts)
+    rows = tuple(row_of(part, layout) for part in parts)
+    overlaps = tuple(compare_within(parts))
+    objects, _ = settle([Borders(rows, (), overlaps)], lambda _: False, recipe)
     box = layout.frame(key)
-    labels = paint(figures_of(kept, {p.key: p for p in parts}), box, [box], layout, recipe)
+    labels = paint(figures_of(objects, {p.key: p for p in parts}), box, [box], layout, recipe)
     return np.array(
         list(of_labels(labels, box, grid.level, recipe.simplify).values()), dtype=object
     )

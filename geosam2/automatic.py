@@ -7,7 +7,7 @@ Meta's SAM2AutomaticMaskGenerator enlarges, thresholds and run-length-encodes ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from geosam2.parts import CELL, QUANTUM, Box, FrameKey, Layout, Part, crop_part
-from geosam2.point_grid import Region, kept_points, point_grid, regions
+from geosam2.parts import CELL, QUANTUM, Box, FrameKey, Layout, Part, crop_part, overlap_iou
+from geosam2.point_grid import kept_points, point_grid, regions
 from geosam2.recipe import Recipe
+from geosam2.second_look import Read, look_again
 
 if TYPE_CHECKING:
     from geosam2_model import Prompts
@@ -85,8 +86,9 @@ def find_masks(
     key: FrameKey,
     recipe: Recipe,
     *,
-    enlarge: Any = None,
+    enlarge: Callable[[Box], Pixels] | None = None,
     asked: BoolArray | None = None,
+    around: Read | None = None,
 ) -> FrameMasks:
     """Find every object that one frame shows.
 
@@ -97,9 +99,10 @@ def find_masks(
         layout: The frames' lattice; S = layout.size.
         key: (row, column) of the frame.
         recipe: Point grids, thresholds.
-        enlarge: Called with a `Region` for its pixels (3, S, S), where the scene has finer ones;
-            None enlarges the frame's own pixels.
+        enlarge: Called with the box of a zoomed region for its pixels (3, S, S), where the scene
+            has finer ones; None enlarges the frame's own pixels.
         asked: (S, S) where points may be set (a region of interest); None = everywhere.
+        around: Reads windows for the second look at each object; None leaves it out.
 
     References:
         Ravi et al. 2024, SAM 2, section E.1 (point grids of the data engine); Kirillov et al. 2023,
@@ -116,7 +119,10 @@ def find_masks(
     explained = np.zeros((layout.size // CELL, layout.size // CELL), bool)  # cells of the frame
     for region in regions(layout, key, recipe.points):
         inside = region.box.within(frame_box)
-        image = pixels if region.zoom == 1 else _enlarged(pixels, inside, region, enlarge)
+        image = pixels
+        if region.zoom > 1:
+            own = pixels[:, inside[0], inside[1]]
+            image = enlarge(region.box) if enlarge else enlarged(own, region.zoom)
         points = kept_points(region.points, allowed[inside], layout.size)
         if len(points) == 0:
             continue
@@ -143,7 +149,10 @@ def find_masks(
     bare.fill(weak)
     points = bare.points(allowed)
     bare.fill(_ask_all(network, whole, points, recipe))
-    parts = _ranked([*found, *bare.filled])
+    parts = [*found, *bare.filled]
+    if around is not None and recipe.look_again:
+        parts = look_again(network, parts, frame_box, around, recipe.stability_offset)
+    parts = _ranked(parts)
     if recipe.features:
         parts = [_with_feature(p, whole.embedding[0], frame_box) for p in parts]
     covered = _covered(parts, frame_box)
@@ -164,13 +173,10 @@ def _core(valid: BoolArray, layout: Layout) -> BoolArray:
     return valid[margin:-margin, margin:-margin]
 
 
-def _enlarged(pixels: Pixels, inside: tuple[slice, slice], region: Region, enlarge: Any) -> Pixels:
-    """A region at the size of a frame: finer pixels if the scene has them, else bicubic ones."""
-    if enlarge is not None:
-        finer: Pixels = enlarge(region)
-        return finer
-    crop = torch.from_numpy(np.ascontiguousarray(pixels[:, inside[0], inside[1]]))
-    big = F.interpolate(crop[None].float(), scale_factor=region.zoom, mode="bicubic")
+def enlarged(pixels: Pixels, zoom: int) -> Pixels:
+    """(3, h, w) uint8 -> (3, h * zoom, w * zoom), bicubic."""
+    small = torch.from_numpy(np.ascontiguousarray(pixels))[None].float()
+    big = F.interpolate(small, scale_factor=zoom, mode="bicubic")
     out: Pixels = big[0].round().clamp(0, 255).to(torch.uint8).numpy()
     return out
 
@@ -444,16 +450,6 @@ def _suppress_across(parts: list[Part], limit: float) -> list[Part]:
         if all(overlap_iou(part, other) <= limit for other in rivals):
             stays.append(part)
     return stays
-
-
-def overlap_iou(a: Part, b: Part) -> float:
-    """IoU of two whole parts, 0..1."""
-    common = a.box & b.box
-    if common.empty:
-        return 0.0
-    window = a.soft[0] | b.soft[0]
-    first, second = a.soft_in(window), b.soft_in(window)
-    return float(np.minimum(first, second).sum() / max(np.maximum(first, second).sum(), 1e-9))
 
 
 def _ranked(parts: list[Part]) -> list[Part]:

@@ -162,9 +162,26 @@ class Blocks:
 
     def core(self, block: Node, layout: Layout) -> Box:
         """The lattice pixels that a block answers for; blocks tile the scene."""
-        rows, cols = self._span(block)
-        first = layout.core((rows[0], cols[0]))
-        return first | layout.core((rows[-1], cols[-1]))
+        tiles = self.tiles(block, layout)
+        return tiles[0] | tiles[-1]
+
+    def tiles(self, block: Node, layout: Layout) -> list[Box]:
+        """The core of each frame of a block; at the rim of the run, all that the frame sees.
+
+        Nothing looks beyond the rim, so objects there are drawn as far as they are known, and not
+        cut where the core ends.
+        """
+        return [self._tile(frame, layout) for frame in self.frames_of(block)]
+
+    def _tile(self, frame: FrameKey, layout: Layout) -> Box:
+        core, whole = layout.core(frame), layout.frame(frame)
+        row, col = frame
+        return Box(
+            core.top if self.exists((row - 1, col)) else whole.top,
+            core.left if self.exists((row, col - 1)) else whole.left,
+            core.bottom if self.exists((row + 1, col)) else whole.bottom,
+            core.right if self.exists((row, col + 1)) else whole.right,
+        )
 
     def reaches_out(self, node: Node, frame: FrameKey, box: Box, layout: Layout) -> bool:
         """True if pixels of `box`, seen by `frame`, are also seen by a frame outside the node."""

@@ -144,7 +144,7 @@ def links(
         layout: The frames' lattice.
         recipe: `link_iou`, `doubt_share`.
         judge: Asked where the overlap leaves doubt: one part lies in the other there, the object
-            goes on beyond the border, and either has no partner. None: not linked.
+            goes on beyond the border, and neither has a partner. None: not linked.
     """
     if not parts_a or not parts_b:
         return []
@@ -158,7 +158,8 @@ def links(
         agreed |= {
             e
             for e in found
-            if not (e.a in sure_a and e.b in sure_b)
+            if e.a not in sure_a
+            and e.b not in sure_b
             and _doubtful(e, parts_a[e.a], parts_b[e.b], recipe)
             and judge(parts_a[e.a], parts_b[e.b])
         }

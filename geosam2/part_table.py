@@ -16,7 +16,7 @@ from geosam2.blocks import Node
 from geosam2.files import whole
 from geosam2.linking import Link
 from geosam2.parts import Box, FrameKey, Part, PartKey
-from geosam2.settling import Borders, Cover, Object, Row
+from geosam2.settling import Borders, Object, Overlap, Row
 
 _PART = pa.schema(
     [
@@ -123,10 +123,8 @@ def write_settled(
     rows.sort(key=lambda row: row["block"])
     rows += [{"kind": "row", "value": json.dumps(_row_values(r))} for r in held.rows]
     rows += [{"kind": "link", "value": json.dumps([k.a, k.b, k.iou])} for k in held.links]
-    rows += [
-        {"kind": "cover", "value": json.dumps([c.inner, c.outer, c.share, c.better])}
-        for c in held.covers
-    ]
+    rows += [{"kind": "overlap", "value": json.dumps([o.a, o.b, o.pixels])} for o in held.overlaps]
+    rows += [{"kind": "taken", "value": json.dumps([*kv])} for kv in held.taken.items()]
     schema = pa.schema([("kind", pa.string()), ("block", pa.int64()), ("value", pa.string())])
     table = pa.Table.from_pylist(rows, schema)
     write_atomic(path, table, row_group_size=2048, pending=[list(node) for node in pending])
@@ -167,10 +165,8 @@ def read_held(path: Path) -> Borders:
     return Borders(
         tuple(_row(v) for v in _values(path, "row")),
         tuple(Link(tuple(a), tuple(b), iou) for a, b, iou in _values(path, "link")),
-        tuple(
-            Cover(tuple(inner), tuple(outer), share, better)
-            for inner, outer, share, better in _values(path, "cover")
-        ),
+        tuple(Overlap(tuple(a), tuple(b), pixels) for a, b, pixels in _values(path, "overlap")),
+        {tuple(key): taken for key, taken in _values(path, "taken")},
     )
 
 
@@ -188,16 +184,17 @@ def _object_values(o: Object, parts: list[PartKey]) -> list[Any]:
         o.stability,
         o.frames,
         o.open_edges,
-        o.covered,
+        o.closed,
         o.parent,
     ]
 
 
 def _object(values: list[Any]) -> Object:
-    name, parts, area, iou, stability, frames, open_edges, covered, parent = values
+    name, parts, area, iou, stability, frames, open_edges, closed, parent = values
     own = tuple(tuple(key) for key in parts)
     around = None if parent is None else tuple(parent)
-    return Object(tuple(name), own, area, iou, stability, frames, open_edges, covered, around)
+    numbers = area, iou, stability, frames, open_edges, closed
+    return Object(tuple(name), own, *numbers, around)
 
 
 def _row_values(r: Row) -> list[Any]:

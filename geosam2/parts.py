@@ -319,3 +319,13 @@ def _touched(inside: Box, frame: Box) -> int:
         | SOUTH * (inside.bottom >= frame.bottom)
         | WEST * (inside.left <= frame.left)
     )
+
+
+def overlap_iou(a: Part, b: Part) -> float:
+    """IoU of two whole parts, 0..1."""
+    common = a.box & b.box
+    if common.empty:
+        return 0.0
+    window = a.soft[0] | b.soft[0]
+    first, second = a.soft_in(window), b.soft_in(window)
+    return float(np.minimum(first, second).sum() / max(np.maximum(first, second).sum(), 1e-9))

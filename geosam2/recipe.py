@@ -45,12 +45,15 @@ class Recipe:
     """Where nothing was found, look again, the three limits times these; () = do not."""
     coverage_points: int = 48
     """Points per side of a frame for asking again."""
+    look_again: bool = False
+    """Ask again for what a frame saw whole, from a window with the object in its middle."""
     link_iou: float = 0.5
-    """Parts of neighbouring frames with this IoU in the overlap are one object."""
+    """Parts of neighbouring frames, cut by their borders, with this IoU in the overlap are one."""
     doubt_share: float = 0.5
     """Below that, but with so much of the smaller one inside the larger one, the judge decides."""
     covered_share: float = 0.6
-    """In the flat layer, an object that better ones cover by more than this share is dropped."""
+    """In the flat layer, of two objects that share more than this of the smaller one's ground, the
+    better one stays, unless the smaller is no more than a tenth of the larger."""
     layer: Layer = "flat"
     """"flat": no two polygons overlap; "parts": all of them, with the `parent` they lie in."""
     gap_logit: float = 1.0
@@ -130,6 +133,7 @@ def recipe_for(network: Any) -> Recipe:
         min_score=0.42,
         coverage=(0.8,),
         coverage_points=16,
+        look_again=True,
         link_iou=0.35,
         covered_share=0.4,
         chunk=16,

@@ -1,22 +1,31 @@
-"""From parts to objects: links become components, and components that no border can change settle.
+"""From parts to objects: the best account of a place stays, what contradicts it goes.
 
-A block settles what lies inside it. What reaches over its border is held, as one small row a part,
-and settles in the lowest node of the tree that contains it; so what is held grows with the length
-of the borders and not with the area.
+Candidates are parts that one frame saw whole, and cut parts of several frames that are linked. They
+are taken best first; one that is largely the same ground as a better one that was taken is dropped.
+What is taken depends on better candidates alone, so it can be decided piecemeal: a block decides
+about what it knows everything of, and hands the rest up. What is handed up, one small row a part,
+grows with the length of the borders and not with the area; the result is that of one large block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from geosam2.linking import Judge, Link, UnionFind, evidence, links
+from geosam2.linking import Judge, Link, UnionFind, links
 from geosam2.parts import CELL, EAST, NORTH, SOUTH, WEST, Box, FrameKey, Layout, Part, PartKey
 from geosam2.recipe import Recipe
 
 _SIDES = {NORTH: (-1, 0), EAST: (0, 1), SOUTH: (1, 0), WEST: (0, -1)}
+
+NESTED = 0.1  # below this share of the other's area, a thing inside is a thing of its own
+LARGER = 0.1  # power of the area in a candidate's quality: a roof before the half of it
+WORTH = 0.1  # an overlap of less than this share of the smaller part is not worth a row
+CONTAINED = 0.9  # a parent holds this share of its child
+SAME = 0.5  # IoU of two accounts of the same thing
 
 
 @dataclass(frozen=True)
@@ -42,24 +51,23 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Cover:
-    """A part lies in a better one, or in a larger one."""
+class Overlap:
+    """Ground that two parts share."""
 
-    inner: PartKey
-    outer: PartKey
-    share: float
-    """Of the inner one's pixels."""
-    better: bool
-    """True: the outer one is the better account of the same thing; False: it merely contains it."""
+    a: PartKey
+    b: PartKey
+    """The larger of the two keys."""
+    pixels: float
 
 
 @dataclass(frozen=True)
 class Object:
-    """Parts that are one object, and what is known of it as a whole."""
+    """A candidate that was taken."""
 
     name: PartKey
     """The smallest key of its parts: the same whoever found it."""
     parts: tuple[PartKey, ...]
+    """The part that is drawn, or the cut parts that are blended."""
     area: float
     """Lattice pixels."""
     predicted_iou: float
@@ -68,10 +76,10 @@ class Object:
     """Frames that it was found on."""
     open_edges: int
     """Frame borders where it goes on and the neighbour did not find it."""
-    covered: float
-    """Share that better objects cover, 0..1."""
+    closed: float
+    """Share of the frame borders across it where the neighbour did find it, 0..1."""
     parent: PartKey | None
-    """Name of the object around it, of several the one that holds most of its parts."""
+    """Name of the object around it."""
 
     @property
     def score(self) -> float:
@@ -81,24 +89,35 @@ class Object:
 
 @dataclass(frozen=True)
 class Borders:
-    """Everything that a node hands up: rows, links and covers of what has not settled."""
+    """Everything that a node hands up: what has not settled, and what it meets."""
 
     rows: tuple[Row, ...] = ()
     links: tuple[Link, ...] = ()
-    covers: tuple[Cover, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    taken: Mapping[PartKey, bool] = field(default_factory=dict)
+    """Parts of candidates that are decided already: True = taken, False = dropped."""
+
+    @property
+    def waiting(self) -> list[Row]:
+        """The parts that are not decided."""
+        return [row for row in self.rows if row.key not in self.taken]
 
 
-def row_of(part: Part, layout: Layout, exists: Callable[[FrameKey], bool]) -> Row:
+def inner_edges(part: Part, exists: Callable[[FrameKey], bool]) -> int:
+    """The borders that a part touches and that another frame lies behind, as bits."""
+    return sum(
+        bit
+        for bit, (down, right) in _SIDES.items()
+        if part.edges & bit and exists((part.frame[0] + down, part.frame[1] + right))
+    )
+
+
+def row_of(part: Part, layout: Layout) -> Row:
     """Measure a part."""
     box, soft = part.soft
     weights = layout.weights(part.frame, box)
     rows, cols = soft.shape
     cells = weights.reshape(rows, weights.shape[0] // rows, cols, -1).sum(axis=(1, 3))
-    goes_on = sum(
-        bit
-        for bit, (down, right) in _SIDES.items()
-        if part.edges & bit and exists((part.frame[0] + down, part.frame[1] + right))
-    )
     return Row(
         key=part.key,
         box=part.box,
@@ -106,7 +125,7 @@ def row_of(part: Part, layout: Layout, exists: Callable[[FrameKey], bool]) -> Ro
         area=float(part.area),
         predicted_iou=part.predicted_iou,
         stability=part.stability,
-        edges=goes_on,
+        edges=part.edges,
     )
 
 
@@ -119,46 +138,42 @@ def compare_frames(
     layout: Layout,
     recipe: Recipe,
     judge: Judge | None,
-) -> tuple[list[Link], list[Cover]]:
-    """Links and covers between two neighbouring frames."""
-    if not parts_a or not parts_b:
-        return [], []
-    joined = links(parts_a, parts_b, layout, recipe, judge)
-    covers: list[Cover] = []
-    for e in evidence(parts_a, parts_b, layout, parts_a[0].frame, parts_b[0].frame):
-        covers += _covers(parts_a[e.a], parts_b[e.b], layout)
-    return joined, covers
+) -> tuple[list[Link], list[Overlap]]:
+    """Links and overlaps between two neighbouring frames; only cut parts are linked."""
+    cut_a, cut_b = ([p for p in parts if p.edges] for parts in (parts_a, parts_b))
+    whole = [p for p in (*parts_a, *parts_b) if not p.edges]
+
+    def asked(a: Part, b: Part) -> bool:
+        """The judge's word, where nothing that a frame saw whole is there instead."""
+        assert judge is not None
+        explained = any(_explained(part, whole, recipe.covered_share) for part in (a, b))
+        return not explained and judge(a, b)
+
+    linked = links(cut_a, cut_b, layout, recipe, asked if judge else None)
+    return linked, list(_overlaps(parts_a, parts_b))
 
 
-def compare_within(parts: Sequence[Part], layout: Layout) -> list[Cover]:
-    """Covers between the parts of one frame."""
-    boxes = np.array([(p.box.top, p.box.left, p.box.bottom, p.box.right) for p in parts])
-    out: list[Cover] = []
-    for i, part in enumerate(parts):
-        later = boxes[i + 1 :]
+def _explained(part: Part, whole: Sequence[Part], share: float) -> bool:
+    return any(_shared_pixels(part, other) > share * part.area for other in whole)
+
+
+def compare_within(parts: Sequence[Part]) -> list[Overlap]:
+    """Overlaps between the parts of one frame."""
+    return [o for i, part in enumerate(parts) for o in _overlaps([part], parts[i + 1 :])]
+
+
+def _overlaps(parts_a: Sequence[Part], parts_b: Sequence[Part]) -> Iterator[Overlap]:
+    boxes = np.array([(p.box.top, p.box.left, p.box.bottom, p.box.right) for p in parts_b])
+    for part in parts_a if len(boxes) else ():
         box = part.box
-        meet = (later[:, 0] < box.bottom) & (later[:, 2] > box.top)
-        meet &= (later[:, 1] < box.right) & (later[:, 3] > box.left)
+        meet = (boxes[:, 0] < box.bottom) & (boxes[:, 2] > box.top)
+        meet &= (boxes[:, 1] < box.right) & (boxes[:, 3] > box.left)
         for j in np.flatnonzero(meet):
-            out += _covers(part, parts[i + 1 + int(j)], layout)
-    return out
-
-
-NESTED = 0.1  # below this share of the other's area, a thing inside is a thing of its own
-LARGER = 0.35  # power of the area in a mask's quality: a roof before the half of it
-INSIDE = 0.5  # covers of less than this share are not worth a row
-
-
-def _covers(a: Part, b: Part, layout: Layout) -> Iterator[Cover]:
-    """Either may lie in the other; small overlaps say nothing."""
-    shared = _shared_pixels(a, b)
-    for inner, outer in ((a, b), (b, a)):
-        share = shared / max(inner.area, 1)
-        if share < INSIDE:
-            continue
-        better = _quality(outer) > _quality(inner) and inner.area > NESTED * outer.area
-        if better or outer.area > inner.area:
-            yield Cover(inner.key, outer.key, min(1.0, share), better)
+            other = parts_b[int(j)]
+            shared = _shared_pixels(part, other)
+            if shared >= WORTH * min(part.area, other.area):
+                a, b = sorted((part.key, other.key))
+                yield Overlap(a, b, shared)
 
 
 def _shared_pixels(a: Part, b: Part) -> float:
@@ -174,93 +189,237 @@ def _shared_pixels(a: Part, b: Part) -> float:
     return float(np.minimum(first, second).sum()) * CELL**2
 
 
-def _quality(part: Part) -> tuple[bool, float, PartKey]:
-    """Whole before cut, then by score and size; the key decides ties, the same way everywhere."""
-    return part.edges == 0, part.score * part.area**LARGER, part.key
+# --- candidates
 
 
-# --- components
+@dataclass(frozen=True)
+class _Candidate:
+    """A part that one frame saw whole, or cut parts that are linked."""
+
+    rows: tuple[Row, ...]
+    """By key."""
+    complete: bool
+    """No frame outside can add to it."""
+    known: bool
+    """Nor show anything else on its ground."""
+
+    @property
+    def name(self) -> PartKey:
+        return self.rows[0].key
+
+    @functools.cached_property
+    def weights(self) -> list[float]:
+        mass = sum(row.mass for row in self.rows)
+        return [row.mass / mass if mass > 0 else 1 / len(self.rows) for row in self.rows]
+
+    @functools.cached_property
+    def area(self) -> float:
+        if len(self.rows) == 1:
+            return self.rows[0].area
+        return max(sum(row.mass for row in self.rows), *(row.area for row in self.rows))
+
+    def mean(self, name: str) -> float:
+        values = (getattr(row, name) for row in self.rows)
+        return float(sum(w * v for w, v in zip(self.weights, values, strict=True)))
+
+    @functools.cached_property
+    def open_edges(self) -> int:
+        """Borders where it goes on although the frame behind holds nothing of it."""
+        frames = {row.frame for row in self.rows}
+        return sum(
+            bool(row.edges & bit) and (row.frame[0] + down, row.frame[1] + right) not in frames
+            for row in self.rows
+            for bit, (down, right) in _SIDES.items()
+        )
+
+    @property
+    def closed(self) -> float:
+        """Share of the borders across it where it goes on in the frame behind."""
+        return 1 - self.open_edges / max(sum(row.edges.bit_count() for row in self.rows), 1)
+
+    @functools.cached_property
+    def quality(self) -> tuple[float, PartKey]:
+        """Score and size, less for what is left open; the name decides ties everywhere alike."""
+        score = self.mean("predicted_iou") * self.mean("stability")
+        return self.closed * score * self.area**LARGER, self.name
+
+
+class _Ground:
+    """Candidates and what they share."""
+
+    def __init__(self, candidates: Iterable[_Candidate], overlaps: Iterable[Overlap]) -> None:
+        self.by_name = {c.name: c for c in candidates}
+        self.home = {row.key: c.name for c in self.by_name.values() for row in c.rows}
+        self._pixels: dict[PartKey, dict[PartKey, float]] = {}
+        self.meets: dict[PartKey, set[PartKey]] = {name: set() for name in self.by_name}
+        for o in overlaps:
+            for key, other in ((o.a, o.b), (o.b, o.a)):
+                self._pixels.setdefault(key, {})[other] = o.pixels
+                one, two = self.home.get(key), self.home.get(other)
+                if one is not None and two is not None and one != two:
+                    self.meets[one].add(two)
+
+    def share(self, inner: PartKey, outer: PartKey) -> float:
+        """Share of one candidate's ground that another one claims, 0..1."""
+        candidate = self.by_name[inner]
+        theirs = {row.key for row in self.by_name[outer].rows}
+        total = 0.0
+        for row, weight in zip(candidate.rows, candidate.weights, strict=True):
+            shared = self._pixels.get(row.key, {})
+            most = max((v for key, v in shared.items() if key in theirs), default=0.0)
+            total += weight * min(1.0, most / max(row.area, 1.0))
+        return total
+
+    def iou(self, a: PartKey, b: PartKey) -> float:
+        """IoU of two candidates, 0..1."""
+        small, large = sorted((self.by_name[a], self.by_name[b]), key=lambda c: (c.area, c.name))
+        shared = self.share(small.name, large.name) * small.area
+        return shared / max(small.area + large.area - shared, 1.0)
+
+    def exclude(self, a: PartKey, b: PartKey, recipe: Recipe) -> bool:
+        """True if only one of two candidates can stay."""
+        if recipe.layer == "parts":
+            return self.iou(a, b) > SAME
+        small, large = sorted((self.by_name[a], self.by_name[b]), key=lambda c: (c.area, c.name))
+        if small.area <= NESTED * large.area:
+            return False
+        return self.share(small.name, large.name) > recipe.covered_share
+
+    def frames(self, name: PartKey) -> int:
+        """Frames that show the candidate, or another account of the same thing."""
+        rows = self.by_name[name].rows
+        frames = {row.frame for row in rows}
+        if len(rows) == 1:
+            for other in self.meets[name]:
+                if self.iou(name, other) > SAME:
+                    frames |= {row.frame for row in self.by_name[other].rows}
+        return len(frames)
 
 
 def settle(
-    borders: Sequence[Borders], reaches_out: Callable[[Row], bool]
+    borders: Sequence[Borders], reaches_out: Callable[[Row], bool], recipe: Recipe
 ) -> tuple[list[Object], Borders]:
-    """Make objects of every component that lies wholly inside; hand the rest up.
+    """Decide about every candidate that nothing outside can change; hand the rest up.
 
     Args:
         borders: What blocks or lower nodes hold.
-        reaches_out: True for a part that frames outside may still be linked to.
+        reaches_out: True for a part whose pixels frames outside see too.
+        recipe: `layer`, `covered_share`.
     """
     rows = {row.key: row for b in borders for row in b.rows}
     all_links = sorted({link for b in borders for link in b.links}, key=lambda k: (k.a, k.b))
-    covers = sorted({c for b in borders for c in b.covers}, key=lambda c: (c.inner, c.outer))
+    overlaps = sorted({o for b in borders for o in b.overlaps}, key=lambda o: (o.a, o.b))
+    before = {name: taken for b in borders for name, taken in b.taken.items()}
+    ground = _Ground(_candidates(rows, all_links, reaches_out), overlaps)
+    taken = _decide(ground, before, recipe)
+    new = [name for name in sorted(taken) if taken[name] and name not in before]
+    objects = [_object(ground, name, taken, recipe) for name in new]
+    return objects, _held(ground, all_links, overlaps, taken)
+
+
+def _candidates(
+    rows: Mapping[PartKey, Row], all_links: Iterable[Link], reaches_out: Callable[[Row], bool]
+) -> Iterator[_Candidate]:
     groups = UnionFind()
     for link in all_links:
         groups.join(link.a, link.b)
     members: dict[PartKey, list[Row]] = {}
     for key in sorted(rows):
         members.setdefault(groups.find(key), []).append(rows[key])
-    held = {name for name, own in members.items() if any(map(reaches_out, own))}
-    by_inner: dict[PartKey, list[Cover]] = {}
-    for cover in covers:
-        by_inner.setdefault(cover.inner, []).append(cover)
-    objects = [
-        _object(name, own, by_inner, groups) for name, own in members.items() if name not in held
-    ]
-    return objects, _held(rows.values(), all_links, covers, held, groups)
+    for own in members.values():
+        known = not any(map(reaches_out, own))
+        whole = len(own) == 1 and own[0].edges == 0
+        yield _Candidate(tuple(own), complete=known or whole, known=known)
 
 
-def _held(
-    rows: Iterable[Row],
-    all_links: Iterable[Link],
-    covers: Iterable[Cover],
-    held: set[PartKey],
-    groups: UnionFind,
-) -> Borders:
-    return Borders(
-        tuple(row for row in rows if groups.find(row.key) in held),
-        tuple(link for link in all_links if groups.find(link.a) in held),
-        # by the outer object's name: what settles here is not known by its parts higher up
-        tuple(
-            replace(c, outer=groups.find(c.outer)) for c in covers if groups.find(c.inner) in held
-        ),
-    )
+def _decide(ground: _Ground, before: Mapping[PartKey, bool], recipe: Recipe) -> dict[PartKey, bool]:
+    """The best first; what is not decided here is missing in the answer."""
+    taken = dict(before)
+    ranked = sorted(ground.by_name.values(), key=lambda c: c.quality, reverse=True)
+    for candidate in ranked:
+        name, others = candidate.name, ground.meets[candidate.name]
+        if name in taken or not candidate.complete:
+            continue
+        rivals = (o for o in others if taken.get(o) and ground.by_name[o].complete)
+        if any(ground.exclude(name, o, recipe) for o in rivals):
+            taken[name] = False
+        elif candidate.known and not any(_may_win(ground, o, candidate, taken) for o in others):
+            taken[name] = True
+    return taken
+
+
+def _may_win(
+    ground: _Ground, other: PartKey, candidate: _Candidate, taken: Mapping[PartKey, bool]
+) -> bool:
+    """True if another candidate that is not decided could be better."""
+    if other in taken:
+        return False
+    rival = ground.by_name[other]
+    return not rival.complete or rival.quality > candidate.quality
 
 
 def _object(
-    name: PartKey, own: list[Row], covers: dict[PartKey, list[Cover]], groups: UnionFind
+    ground: _Ground, name: PartKey, taken: Mapping[PartKey, bool], recipe: Recipe
 ) -> Object:
-    mass = sum(row.mass for row in own)
-    weights = [row.mass / mass if mass > 0 else 1 / len(own) for row in own]
-    frames = {row.frame for row in own}
-    covered = 0.0
-    votes: dict[PartKey, float] = {}
-    for row, weight in zip(own, weights, strict=True):
-        foreign = [c for c in covers.get(row.key, []) if groups.find(c.outer) != name]
-        covered += weight * max((c.share for c in foreign if c.better), default=0.0)
-        # once for each object around it: how many of its parts are known depends on the block
-        around = (c.outer for c in foreign if c.share >= CONTAINED and not c.better)
-        for outer in set(map(groups.find, around)):
-            votes[outer] = votes.get(outer, 0.0) + weight
+    candidate = ground.by_name[name]
     return Object(
         name=name,
-        parts=tuple(row.key for row in own),
-        area=max(mass, max(row.area for row in own)),
-        predicted_iou=float(sum(w * r.predicted_iou for w, r in zip(weights, own, strict=True))),
-        stability=float(sum(w * r.stability for w, r in zip(weights, own, strict=True))),
-        frames=len(frames),
-        open_edges=sum(_open_edges(row, frames) for row in own),
-        covered=covered,
-        parent=max(votes, key=lambda k: (votes[k], k)) if votes else None,
+        parts=tuple(row.key for row in candidate.rows),
+        area=candidate.area,
+        predicted_iou=candidate.mean("predicted_iou"),
+        stability=candidate.mean("stability"),
+        frames=ground.frames(name),
+        open_edges=candidate.open_edges,
+        closed=candidate.closed,
+        parent=_parent(ground, candidate, taken, recipe),
     )
 
 
-CONTAINED = 0.9  # a parent holds this share of its child
+def _parent(
+    ground: _Ground, child: _Candidate, taken: Mapping[PartKey, bool], recipe: Recipe
+) -> PartKey | None:
+    """The smallest better candidate around it, or else the best of the others.
+
+    Better ones are decided by now. Of the others only that is known, whatever the block, that those
+    which exclude the child have lost.
+    """
+    around = [
+        other
+        for other in (ground.by_name[o] for o in ground.meets[child.name])
+        if other.area > child.area and ground.share(child.name, other.name) >= CONTAINED
+    ]
+    better = [o for o in around if o.quality > child.quality and taken[o.name]]
+    if better:
+        return min(better, key=lambda o: (o.area, o.name)).name
+    others = [
+        o
+        for o in around
+        if o.quality < child.quality and not ground.exclude(child.name, o.name, recipe)
+    ]
+    return max(others, key=lambda o: o.quality).name if others else None
 
 
-def _open_edges(row: Row, frames: set[FrameKey]) -> int:
-    """Borders where the part goes on although the frame behind holds nothing of the object."""
-    return sum(
-        bool(row.edges & bit) and (row.frame[0] + down, row.frame[1] + right) not in frames
-        for bit, (down, right) in _SIDES.items()
+def _held(
+    ground: _Ground,
+    all_links: Iterable[Link],
+    overlaps: Iterable[Overlap],
+    taken: Mapping[PartKey, bool],
+) -> Borders:
+    """What is undecided, and the candidates and overlaps that it or something outside will meet."""
+
+    def waits(key: PartKey) -> bool:
+        return key not in ground.home or ground.home[key] not in taken
+
+    kept = tuple(o for o in overlaps if waits(o.a) or waits(o.b))
+    ends = {ground.home[key] for o in kept for key in (o.a, o.b) if key in ground.home}
+    names = ends | {name for name in ground.by_name if name not in taken}
+    return Borders(
+        tuple(row for name in sorted(names) for row in ground.by_name[name].rows),
+        tuple(link for link in all_links if ground.home[link.a] in names),
+        kept,
+        {
+            row.key: taken[name]
+            for name in sorted(names & taken.keys())
+            for row in ground.by_name[name].rows
+        },
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from geosam2.automatic import Network, find_masks
+from geosam2.automatic import Network, enlarged, find_masks
 from geosam2.blocks import Blocks, Node
 from geosam2.drawing import Figure, figures, paint
 from geosam2.files import whole
@@ -34,14 +34,24 @@ from geosam2.part_table import (
     write_parts,
     write_settled,
 )
-from geosam2.parts import FrameKey, Layout, Part
+from geosam2.parts import Box, FrameKey, Layout, Part
 from geosam2.recipe import Recipe
-from geosam2.settling import Borders, Cover, Object, Row, compare_frames, compare_within, row_of
+from geosam2.settling import (
+    Borders,
+    Object,
+    Overlap,
+    Row,
+    compare_frames,
+    compare_within,
+    inner_edges,
+    row_of,
+)
 from geosam2.settling import settle as settle_borders
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
-    from geosam2.point_grid import Region
+    from odc.geo.geobox import GeoBox
+
     from geosam2.scene import Frame, Scene
 
 Kind = Literal["find", "settle", "draw", "join"]
@@ -150,16 +160,30 @@ def look(job: Job, network: Network, frame: Frame) -> Any:
         job.recipe,
         enlarge=functools.partial(_finer, job) if job.grid.level.index > 0 else None,
         asked=_asked(job, frame),
+        around=functools.partial(around, job),
     )
 
 
-def _finer(job: Job, region: Region) -> Any:
-    """A zoomed region from a finer level of the scene."""
+def around(job: Job, box: Box, zoom: int) -> Any:
+    """A window of the level, enlarged from a finer level if there is one."""
+    frame = job.scene.read(_geobox(job, box))
+    if zoom == 1:
+        return frame.pixels, frame.valid
+    if job.grid.level.index > 0:
+        return _finer(job, box), frame.valid
+    return enlarged(frame.pixels, zoom), frame.valid
+
+
+def _finer(job: Job, box: Box) -> Any:
+    """A part of a frame at the size of a frame, from a finer level of the scene."""
+    size = (job.grid.frame_size, job.grid.frame_size)
+    return job.scene.read(_geobox(job, box).zoom_to(size)).pixels
+
+
+def _geobox(job: Job, box: Box) -> GeoBox:
     from geosam2.levels import Window
 
-    box = region.box
-    geobox = job.grid.level.geobox(Window(box.top, box.left, *box.shape))
-    return job.scene.read(geobox.zoom_to((job.grid.frame_size, job.grid.frame_size))).pixels
+    return job.grid.level.geobox(Window(box.top, box.left, *box.shape))
 
 
 def _asked(job: Job, frame: Frame) -> Any:
@@ -215,8 +239,8 @@ def settle(job: Job, node: Node) -> dict[str, Any]:
         borders = [_compare_block(job, node)]
     else:
         borders = [read_held(job.path("settle", child)) for child in blocks.children(node)]
-    objects, held = settle_borders(borders, reaches_out)
-    pending = sorted({blocks.block_of(row.frame) for row in held.rows})
+    objects, held = settle_borders(borders, reaches_out, job.recipe)
+    pending = sorted({blocks.block_of(row.frame) for row in held.waiting})
     write_settled(job.path("settle", node), objects, held, pending, blocks.block_of)
     return {"objects": len(objects), "pending": pending}
 
@@ -227,22 +251,22 @@ def _compare_block(job: Job, block: Node) -> Borders:
     by_frame = _parts_by_frame(job, block)
     judge = _judge(job)
     found_links: list[Link] = []
-    covers: list[Cover] = []
+    overlaps: list[Overlap] = []
     own = set(blocks.frames_of(block))
     for frame in sorted(own):
-        covers += compare_within(by_frame.get(frame, []), layout)
+        overlaps += compare_within(by_frame.get(frame, []))
         for other in _later_neighbours(frame):
             # a pair belongs to the block of its first frame: nobody asks the judge twice; and what
             # goes on across a corner goes on across the sides beside it, where the judge is asked
             across_side = frame[0] == other[0] or frame[1] == other[1]
             asked = judge if across_side else None
-            new_links, new_covers = compare_frames(
+            new_links, shared = compare_frames(
                 by_frame.get(frame, []), by_frame.get(other, []), layout, recipe, asked
             )
             found_links += new_links
-            covers += new_covers
-    rows = [row_of(p, layout, blocks.exists) for f in sorted(own) for p in by_frame.get(f, [])]
-    return Borders(tuple(rows), tuple(found_links), tuple(covers))
+            overlaps += shared
+    rows = [row_of(p, layout) for f in sorted(own) for p in by_frame.get(f, [])]
+    return Borders(tuple(rows), tuple(found_links), tuple(overlaps))
 
 
 def _later_neighbours(frame: FrameKey) -> list[FrameKey]:
@@ -263,7 +287,8 @@ def _parts_by_frame(job: Job, block: Node) -> dict[FrameKey, list[Part]]:
         parts += _read(job, neighbour, [f for f in ring if blocks.block_of(f) == neighbour])
     out: dict[FrameKey, list[Part]] = {}
     for part in parts:
-        out.setdefault(part.frame, []).append(part)
+        inner = replace(part, edges=inner_edges(part, blocks.exists))
+        out.setdefault(part.frame, []).append(inner)
     return out
 
 
@@ -291,8 +316,8 @@ def draw(job: Job, block: Node) -> dict[str, Any]:
 
     blocks, layout = job.blocks, job.layout
     own_parts = {p.key: p for group in _parts_by_frame(job, block).values() for p in group}
-    around = [block, *blocks.neighbours(block)]
-    settled = _settled_around(job, around)
+    near = [block, *blocks.neighbours(block)]
+    settled = _settled_in(job, near)
     by_name = {o.name: o for objects in settled.values() for o in objects}
     home = {o.name: node for node, objects in settled.items() for o in objects}
     looked_at = functools.cache(functools.partial(_looked_at, job))
@@ -300,8 +325,7 @@ def draw(job: Job, block: Node) -> dict[str, Any]:
     core = blocks.core(block, layout)
     drawn = [f for f in figures(wanted, own_parts) if not (f.box() & core).empty]
     if job.recipe.layer == "flat":
-        tiles = [layout.core(key) for key in blocks.frames_of(block)]
-        labels = paint(drawn, core, tiles, layout, job.recipe)
+        labels = paint(drawn, core, blocks.tiles(block, layout), layout, job.recipe)
         shapes = outlines.of_labels(labels, core, job.grid.level, job.recipe.simplify)
     else:
         shapes = outlines.of_figures(drawn, core, layout, job.grid.level)
@@ -320,35 +344,36 @@ def draw(job: Job, block: Node) -> dict[str, Any]:
     return {"objects": count}
 
 
-def _settled_around(job: Job, around: list[Node]) -> dict[Node, list[Object]]:
+def _settled_in(job: Job, near: list[Node]) -> dict[Node, list[Object]]:
     blocks = job.blocks
     out: dict[Node, list[Object]] = {}
-    for node in sorted({n for block in around for n in blocks.ancestors(block)}):
+    for node in sorted({n for block in near for n in blocks.ancestors(block)}):
         path = job.path("settle", node)
         if path.exists():
-            out[node] = read_objects(path, around)
+            out[node] = read_objects(path, near)
     return out
 
 
 def _wanted(job: Job, o: Object) -> bool:
-    """Suppression and a generous area filter; the exact area is known when the polygon is."""
+    """A generous area filter; the exact area is known when the polygon is."""
     recipe = job.recipe
-    if recipe.layer == "flat" and o.covered > recipe.covered_share:
-        return False
     if job.grid.level.crs is None:
         return True
     area = o.area * job.grid.level.gsd**2
     return recipe.min_area_m2 / 2 <= area <= 2 * recipe.max_area_m2
 
 
+OPEN = 0.5  # an object that goes on nowhere behind so many of its borders is a piece of another one
+
+
 def _cut(job: Job, o: Object, looked_at: Callable[[FrameKey], bool]) -> bool:
-    """True for what one frame saw alone, cut by its border, and the frame behind saw otherwise.
+    """True for what ends at borders of frames because the frames behind saw something else.
 
     Where frames share half of their pixels, another one has its middle where this one ends.
     """
-    if o.frames > 1 or not o.open_edges or 2 * job.layout.stride > job.grid.frame_size:
+    if o.closed > OPEN or 2 * job.layout.stride > job.grid.frame_size:
         return False
-    row, col, _ = o.parts[0]
+    row, col, _ = o.name
     return all(map(looked_at, [(row - 1, col), (row, col - 1), (row, col + 1), (row + 1, col)]))
 
 
@@ -408,7 +433,7 @@ def _united(shapes: list[BaseGeometry], cell: float) -> BaseGeometry:
 
 
 def _finished(row: dict[str, Any], job: Job) -> dict[str, Any] | None:
-    """A row with its area, or None if the area or the region of interest rules it out."""
+    """A row with its area, or None if its area or its place rules it out."""
     from geosam2.vectorize import geodesic_area
 
     recipe, crs, shape = job.recipe, job.scene.crs, row["geometry"]
@@ -417,9 +442,14 @@ def _finished(row: dict[str, Any], job: Job) -> dict[str, Any] | None:
     area = shape.area if crs is None else geodesic_area(shape, crs)
     if not recipe.min_area_m2 <= area <= recipe.max_area_m2:
         return None
-    if job.area is not None and shape.intersection(job.area).area < 0.5 * shape.area:
+    if not _mostly_in(job.area or shapely.box(*job.scene.bounds), shape):
         return None
     return {**row, "geometry": shape, "area_m2": area}
+
+
+def _mostly_in(area: BaseGeometry, shape: BaseGeometry) -> bool:
+    """Half of it at least; what lies beyond belongs to whoever looks there."""
+    return bool(shape.intersection(area).area >= 0.5 * shape.area)
 
 
 # --- rows of polygons on disk

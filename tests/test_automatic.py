@@ -117,8 +117,8 @@ def test_zoomed_regions_find_what_the_frame_is_too_coarse_for():
         LAYOUT,
         (0, 0),
         replace(recipe, points=(16, 0, 32)),
-        enlarge=lambda region: np.kron(
-            pixels[:, region.box.top : region.box.bottom, region.box.left : region.box.right],
+        enlarge=lambda box: np.kron(
+            pixels[:, box.top : box.bottom, box.left : box.right],
             np.ones((1, 4, 4), np.uint8),
         ),
     )

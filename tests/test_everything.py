@@ -195,7 +195,7 @@ def test_parts_may_overlap_and_know_their_parent(tmp_path):
 
         def decode(self, features, prompts, multimask=True):
             answer = super().decode(features, prompts, multimask)
-            image = features.image
+            image = features.images[0]
             filled = ((image[1] == 120) | (image[0] == 200)).float()
             yard = (avg_pool2d(filled[None], 4) - 0.47) * 64
             x, y = prompts.points[:, 0].round().long().T
