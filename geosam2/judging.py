@@ -33,7 +33,7 @@ class MemoryJudge:
     """
 
     def __init__(
-        self, scene: Scene, network: SAM2, grid: FrameGrid, *, agreement: float = 0.5
+        self, scene: Scene, network: SAM2, grid: FrameGrid, *, agreement: float = 0.9
     ) -> None:
         self._scene, self._network, self._grid = scene, network, grid
         self._agreement = agreement
