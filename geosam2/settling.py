@@ -412,7 +412,8 @@ def _held(
 
     kept = tuple(o for o in overlaps if waits(o.a) or waits(o.b))
     ends = {ground.home[key] for o in kept for key in (o.a, o.b) if key in ground.home}
-    names = ends | {name for name in ground.by_name if name not in taken}
+    # what frames outside see too stays known, decided or not: they hold overlaps with it
+    names = ends | {c.name for c in ground.by_name.values() if c.name not in taken or not c.known}
     return Borders(
         tuple(row for name in sorted(names) for row in ground.by_name[name].rows),
         tuple(link for link in all_links if ground.home[link.a] in names),
