@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from geosam2.parts import CELL, QUANTUM, Box, FrameKey, Layout, Part, crop_part, overlap_iou
+from geosam2.parts import (
+    CELL,
+    QUANTUM,
+    Box,
+    FrameKey,
+    Layout,
+    Part,
+    crop_part,
+    overlap_iou,
+    stability_scores,
+)
 from geosam2.point_grid import kept_points, point_grid, regions
 from geosam2.recipe import Recipe
 from geosam2.second_look import Read, look_again
@@ -291,17 +301,6 @@ def _ask(
         logits, iou, stability = logits[steady], iou[steady], stability[steady]
         small = (logits * QUANTUM).round().clamp(-127, 127).to(torch.int8)
     return _Candidates(small.numpy(), iou.float().numpy(), stability.float().numpy())
-
-
-def stability_scores(logits: Tensor, offset: float) -> Tensor:
-    """IoU of each mask (N, h, w) with the threshold moved up and down by `offset`; (N,), 0..1.
-
-    >>> stability_scores(torch.tensor([[[3.0, 0.5, -3.0]]]), 1.0)
-    tensor([0.5000])
-    """
-    inner = (logits > offset).flatten(1).sum(1)
-    outer = (logits > -offset).flatten(1).sum(1)
-    return inner / outer.clamp(min=1)
 
 
 def _joined(chunks: Sequence[_Candidates], size: int) -> _Candidates:

@@ -162,8 +162,8 @@ class Blocks:
 
     def core(self, block: Node, layout: Layout) -> Box:
         """The lattice pixels that a block answers for; blocks tile the scene."""
-        tiles = self.tiles(block, layout)
-        return tiles[0] | tiles[-1]
+        frames = self.frames_of(block)
+        return self._tile(frames[0], layout) | self._tile(frames[-1], layout)
 
     def tiles(self, block: Node, layout: Layout) -> list[Box]:
         """The core of each frame of a block; at the rim of the run, all that the frame sees.

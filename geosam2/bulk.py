@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from geosam2 import __version__
-from geosam2.automatic import Network, stability_scores
+from geosam2.automatic import Network
 from geosam2.cluster import outcomes, prepare
 from geosam2.errors import GeoreferenceError, PromptError
 from geosam2.everything import executor_for, model_maker, with_threads
 from geosam2.files import whole
+from geosam2.parts import stability_scores
 from geosam2.prompts import network_box, network_points
 from geosam2.recipe import frame_size_for
 from geosam2.scene import Frame, Scene, open_scene

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geosam2.errors import LevelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CELL = 4  # lattice pixels per low-resolution mask cell of an unzoomed frame (SAM 2's mask stride)
 QUANTUM = 8.0  # logits are stored as round(logit * QUANTUM) in int8: 1/8 steps within +-16
@@ -329,3 +333,15 @@ def overlap_iou(a: Part, b: Part) -> float:
     window = a.soft[0] | b.soft[0]
     first, second = a.soft_in(window), b.soft_in(window)
     return float(np.minimum(first, second).sum() / max(np.maximum(first, second).sum(), 1e-9))
+
+
+def stability_scores(logits: Tensor, offset: float) -> Tensor:
+    """IoU of each mask (..., h, w) with the threshold moved up and down by `offset`; (...), 0..1.
+
+    >>> import torch
+    >>> stability_scores(torch.tensor([[[3.0, 0.5, -3.0]]]), 1.0)
+    tensor([0.5000])
+    """
+    inner = (logits > offset).flatten(-2).sum(-1)
+    outer = (logits > -offset).flatten(-2).sum(-1)
+    return inner / outer.clamp(min=1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geosam2.parts import CELL, QUANTUM, Box, Part, crop_part, overlap_iou
+from geosam2.parts import CELL, QUANTUM, Box, Part, crop_part, overlap_iou, stability_scores
 
 Read = Callable[[Box, int], tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 """A box (h, w) and a zoom -> pixels (3, h * zoom, w * zoom), and where there is data (h, w)."""
@@ -87,8 +87,7 @@ def _look(
         )
         answer = network.decode(features, asked, multimask=True)
         logits, iou = answer.logits.float(), answer.predicted_iou.float()
-        inner, outer = ((logits > by).flatten(2).sum(2) for by in (offset, -offset))
-        best = (iou * inner / outer.clamp(min=1)).argmax(1)
+        best = (iou * stability_scores(logits, offset)).argmax(1)
         chosen = logits[torch.arange(len(parts)), best]
         small = (chosen * QUANTUM).round().clamp(-127, 127).to(torch.int8).numpy()
     for part, window, mask, data in zip(parts, windows, small, valid, strict=True):

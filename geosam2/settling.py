@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from geosam2.linking import Judge, Link, UnionFind, links
 from geosam2.parts import CELL, EAST, NORTH, SOUTH, WEST, Box, FrameKey, Layout, Part, PartKey
@@ -150,7 +151,8 @@ def compare_frames(
         return not explained and judge(a, b)
 
     linked = links(cut_a, cut_b, layout, recipe, asked if judge else None)
-    return linked, list(_overlaps(parts_a, parts_b))
+    boxes = _boxes(parts_b)
+    return linked, [o for part in parts_a for o in _overlaps(part, parts_b, boxes)]
 
 
 def _explained(part: Part, whole: Sequence[Part], share: float) -> bool:
@@ -159,21 +161,30 @@ def _explained(part: Part, whole: Sequence[Part], share: float) -> bool:
 
 def compare_within(parts: Sequence[Part]) -> list[Overlap]:
     """Overlaps between the parts of one frame."""
-    return [o for i, part in enumerate(parts) for o in _overlaps([part], parts[i + 1 :])]
+    boxes = _boxes(parts)
+    return [
+        overlap
+        for i, part in enumerate(parts, 1)
+        for overlap in _overlaps(part, parts[i:], boxes[i:])
+    ]
 
 
-def _overlaps(parts_a: Sequence[Part], parts_b: Sequence[Part]) -> Iterator[Overlap]:
-    boxes = np.array([(p.box.top, p.box.left, p.box.bottom, p.box.right) for p in parts_b])
-    for part in parts_a if len(boxes) else ():
-        box = part.box
-        meet = (boxes[:, 0] < box.bottom) & (boxes[:, 2] > box.top)
-        meet &= (boxes[:, 1] < box.right) & (boxes[:, 3] > box.left)
-        for j in np.flatnonzero(meet):
-            other = parts_b[int(j)]
-            shared = _shared_pixels(part, other)
-            if shared >= WORTH * min(part.area, other.area):
-                a, b = sorted((part.key, other.key))
-                yield Overlap(a, b, shared)
+def _boxes(parts: Sequence[Part]) -> NDArray[np.int_]:
+    boxes = [(p.box.top, p.box.left, p.box.bottom, p.box.right) for p in parts]
+    return np.array(boxes, int).reshape(-1, 4)
+
+
+def _overlaps(part: Part, others: Sequence[Part], boxes: NDArray[np.int_]) -> Iterator[Overlap]:
+    """Of one part with others, whose boxes are given."""
+    box = part.box
+    meet = (boxes[:, 0] < box.bottom) & (boxes[:, 2] > box.top)
+    meet &= (boxes[:, 1] < box.right) & (boxes[:, 3] > box.left)
+    for j in np.flatnonzero(meet):
+        other = others[int(j)]
+        shared = _shared_pixels(part, other)
+        if shared >= WORTH * min(part.area, other.area):
+            a, b = sorted((part.key, other.key))
+            yield Overlap(a, b, shared)
 
 
 def _shared_pixels(a: Part, b: Part) -> float:

@@ -16,10 +16,8 @@ from geosam2.automatic import (
     _suppress,
     _without_specks,
     find_masks,
-    overlap_iou,
-    stability_scores,
 )
-from geosam2.parts import Layout
+from geosam2.parts import Layout, overlap_iou, stability_scores
 from geosam2.point_grid import point_grid
 from geosam2.recipe import Recipe
 from geosam2.testing.oracle import ColourOracle, colour_scene
