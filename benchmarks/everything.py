@@ -288,8 +288,9 @@ def alone(job: Job, place: Any) -> Shapes:
     ).parts
     parts = tuple(replace(part, edges=0) for part in parts)
     rows = tuple(row_of(part, layout) for part in parts)
-    overlaps = tuple(compare_within(parts))
-    objects, _ = settle([Borders(rows, (), overlaps)], lambda _: False, recipe)
+    _, overlaps = compare_within(parts)
+    known = Borders(rows, overlaps=tuple(overlaps))
+    objects, _ = settle([known], lambda _: False, recipe)
     box = layout.frame(key)
     labels = paint(figures_of(objects, {p.key: p for p in parts}), box, [box], layout, recipe)
     return np.array(

@@ -1,12 +1,14 @@
 """One object, one identity: parts of neighbouring frames joined by what they say of the overlap.
 
 The rule is symmetric and knows no order of frames and no number of workers: two parts are linked if
-each is the other's best partner in the overlap and they agree there; the links' connected
-components are the objects. Where the overlap leaves doubt, a judge is asked (`MemoryJudge`).
+each is the other's best partner in the overlap and they agree there. A frame that takes two fields
+for one would chain all their neighbours together, so what contradicts each other counts as well
+(`groups`). Where the overlap leaves doubt, a judge is asked (`MemoryJudge`).
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +25,9 @@ Judge = Callable[[Part, Part], bool]
 """Given two parts of neighbouring frames: are they one object?"""
 
 Node = TypeVar("Node", bound=Hashable)
+
+Apart = tuple[PartKey, PartKey]
+"""Two cut parts that are not one object, the smaller key first."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,23 @@ def links(
         judge: Asked where the overlap leaves doubt: one part lies in the other there, the object
             goes on beyond the border, and neither has a partner. None: not linked.
     """
+    return compare(parts_a, parts_b, layout, recipe, judge)[0]
+
+
+def compare(
+    parts_a: Sequence[Part],
+    parts_b: Sequence[Part],
+    layout: Layout,
+    recipe: Recipe,
+    judge: Judge | None = None,
+) -> tuple[list[Link], list[Apart]]:
+    """The parts of two neighbouring frames that are one object, and those that contradict.
+
+    Arguments as for `links`. Two parts contradict each other where one lies in the other, as far as
+    both frames see them, and is much less.
+    """
     if not parts_a or not parts_b:
-        return []
+        return [], []
     if parts_a[0].frame > parts_b[0].frame:  # the same answer whichever frame is named first
         parts_a, parts_b = parts_b, parts_a
     found = evidence(parts_a, parts_b, layout, parts_a[0].frame, parts_b[0].frame)
@@ -164,7 +184,13 @@ def links(
             and judge(parts_a[e.a], parts_b[e.b])
         }
     ordered = sorted(agreed, key=lambda e: (e.a, e.b))
-    return [Link(parts_a[e.a].key, parts_b[e.b].key, e.iou) for e in ordered]
+    linked = [Link(parts_a[e.a].key, parts_b[e.b].key, e.iou) for e in ordered]
+    apart = [
+        (parts_a[e.a].key, parts_b[e.b].key)
+        for e in found
+        if e not in agreed and e.iou < recipe.link_iou and _one_in_other(e, recipe)
+    ]
+    return linked, apart
 
 
 def _mutual(
@@ -189,11 +215,15 @@ def _mutual(
 
 def _doubtful(e: Evidence, a: Part, b: Part, recipe: Recipe) -> bool:
     """One lies in the other, and the smaller one is cut by a border that the other looks beyond."""
-    if max(e.share_a, e.share_b) < recipe.doubt_share:
+    if not _one_in_other(e, recipe):
         return False
     towards_b = sides_towards(a.frame, b.frame)
     towards_a = sides_towards(b.frame, a.frame)
     return bool(a.edges & towards_b) and bool(b.edges & towards_a)
+
+
+def _one_in_other(e: Evidence, recipe: Recipe) -> bool:
+    return max(e.share_a, e.share_b) >= recipe.doubt_share
 
 
 def sides_towards(frame: FrameKey, other: FrameKey) -> int:
@@ -204,6 +234,45 @@ def sides_towards(frame: FrameKey, other: FrameKey) -> int:
     """
     down, right = other[0] - frame[0], other[1] - frame[1]
     return NORTH * (down < 0) | SOUTH * (down > 0) | WEST * (right < 0) | EAST * (right > 0)
+
+
+def groups(
+    members: Iterable[PartKey], linked: Iterable[Link], apart: Iterable[Apart]
+) -> list[list[PartKey]]:
+    """Parts that are one object, by all that is said for and against it.
+
+    Greedy additive edge contraction (Keuper et al. 2015, https://arxiv.org/abs/1505.06973): links
+    count by their agreement, contradictions -1; the two groups with most between them become one,
+    as long as that is more than nothing. Groups that end apart do not change each other's order.
+
+    Returns:
+        The groups with their members in order; every member is in one.
+
+    >>> a, b, c = (0, 0, 0), (0, 1, 0), (0, 2, 0)
+    >>> groups([a, b, c], [Link(a, b, 0.9), Link(b, c, 0.8)], [(a, c)])
+    [[(0, 0, 0), (0, 1, 0)], [(0, 2, 0)]]
+    """
+    own = {key: [key] for key in members}
+    between: dict[PartKey, dict[PartKey, float]] = {key: {} for key in own}
+    for a, b, worth in (*((k.a, k.b, k.iou) for k in linked), *((a, b, -1.0) for a, b in apart)):
+        if a in own and b in own:
+            between[a][b] = between[b][a] = between[a].get(b, 0.0) + worth
+    best = [(-worth, a, b) for a in own for b, worth in between[a].items() if a < b and worth > 0]
+    heapq.heapify(best)
+    while best:
+        worth, a, b = heapq.heappop(best)
+        if a not in own or b not in own or between[a].get(b) != -worth:
+            continue  # one of them has become part of another group
+        own[a] += own.pop(b)
+        del between[a][b]
+        for other, more in between.pop(b).items():
+            if other != a:
+                del between[other][b]
+                total = between[a].get(other, 0.0) + more
+                between[a][other] = between[other][a] = total
+                if total > 0:
+                    heapq.heappush(best, (-total, min(a, other), max(a, other)))
+    return sorted(sorted(group) for group in own.values())
 
 
 class UnionFind:

@@ -123,6 +123,7 @@ def write_settled(
     rows.sort(key=lambda row: row["block"])
     rows += [{"kind": "row", "value": json.dumps(_row_values(r))} for r in held.rows]
     rows += [{"kind": "link", "value": json.dumps([k.a, k.b, k.iou])} for k in held.links]
+    rows += [{"kind": "apart", "value": json.dumps(pair)} for pair in held.apart]
     rows += [{"kind": "overlap", "value": json.dumps([o.a, o.b, o.pixels])} for o in held.overlaps]
     rows += [{"kind": "taken", "value": json.dumps([*kv])} for kv in held.taken.items()]
     schema = pa.schema([("kind", pa.string()), ("block", pa.int64()), ("value", pa.string())])
@@ -165,6 +166,7 @@ def read_held(path: Path) -> Borders:
     return Borders(
         tuple(_row(v) for v in _values(path, "row")),
         tuple(Link(tuple(a), tuple(b), iou) for a, b, iou in _values(path, "link")),
+        tuple((tuple(a), tuple(b)) for a, b in _values(path, "apart")),
         tuple(Overlap(tuple(a), tuple(b), pixels) for a, b, pixels in _values(path, "overlap")),
         {tuple(key): taken for key, taken in _values(path, "taken")},
     )

@@ -134,7 +134,6 @@ def recipe_for(network: Any) -> Recipe:
         coverage=(0.8,),
         coverage_points=16,
         look_again=True,
-        link_iou=0.35,
         covered_share=0.4,
         chunk=16,
     )

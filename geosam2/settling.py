@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam2.linking import Judge, Link, UnionFind, links
+from geosam2.linking import Apart, Judge, Link, UnionFind, compare, groups
 from geosam2.parts import CELL, EAST, NORTH, SOUTH, WEST, Box, FrameKey, Layout, Part, PartKey
 from geosam2.recipe import Recipe
 
@@ -26,6 +26,7 @@ NESTED = 0.1  # below this share of the other's area, a thing inside is a thing 
 LARGER = 0.1  # power of the area in a candidate's quality: a roof before the half of it
 WORTH = 0.1  # an overlap of less than this share of the smaller part is not worth a row
 CONTAINED = 0.9  # a parent holds this share of its child
+ACCOUNT = 0.2  # parts of one frame that share more of the smaller one are accounts of one place
 SAME = 0.5  # IoU of two accounts of the same thing
 
 
@@ -94,6 +95,7 @@ class Borders:
 
     rows: tuple[Row, ...] = ()
     links: tuple[Link, ...] = ()
+    apart: tuple[Apart, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     taken: Mapping[PartKey, bool] = field(default_factory=dict)
     """Parts of candidates that are decided already: True = taken, False = dropped."""
@@ -139,8 +141,8 @@ def compare_frames(
     layout: Layout,
     recipe: Recipe,
     judge: Judge | None,
-) -> tuple[list[Link], list[Overlap]]:
-    """Links and overlaps between two neighbouring frames; only cut parts are linked."""
+) -> tuple[list[Link], list[Apart], list[Overlap]]:
+    """What the parts of two neighbouring frames say about each other; only cut ones are linked."""
     cut_a, cut_b = ([p for p in parts if p.edges] for parts in (parts_a, parts_b))
     whole = [p for p in (*parts_a, *parts_b) if not p.edges]
 
@@ -150,23 +152,30 @@ def compare_frames(
         explained = any(_explained(part, whole, recipe.covered_share) for part in (a, b))
         return not explained and judge(a, b)
 
-    linked = links(cut_a, cut_b, layout, recipe, asked if judge else None)
+    linked, apart = compare(cut_a, cut_b, layout, recipe, asked if judge else None)
     boxes = _boxes(parts_b)
-    return linked, [o for part in parts_a for o in _overlaps(part, parts_b, boxes)]
+    return linked, apart, [o for part in parts_a for o in _overlaps(part, parts_b, boxes)]
 
 
 def _explained(part: Part, whole: Sequence[Part], share: float) -> bool:
     return any(_shared_pixels(part, other) > share * part.area for other in whole)
 
 
-def compare_within(parts: Sequence[Part]) -> list[Overlap]:
-    """Overlaps between the parts of one frame."""
+def compare_within(parts: Sequence[Part]) -> tuple[list[Apart], list[Overlap]]:
+    """Parts of one frame that contradict each other, being accounts of one place, and overlaps."""
     boxes = _boxes(parts)
-    return [
+    found = [
         overlap
         for i, part in enumerate(parts, 1)
         for overlap in _overlaps(part, parts[i:], boxes[i:])
     ]
+    cut = {p.key: p.area for p in parts if p.edges}
+    apart = [
+        (o.a, o.b)
+        for o in found
+        if o.a in cut and o.b in cut and o.pixels > ACCOUNT * min(cut[o.a], cut[o.b])
+    ]
+    return apart, found
 
 
 def _boxes(parts: Sequence[Part]) -> NDArray[np.int_]:
@@ -319,28 +328,42 @@ def settle(
     """
     rows = {row.key: row for b in borders for row in b.rows}
     all_links = sorted({link for b in borders for link in b.links}, key=lambda k: (k.a, k.b))
+    apart = sorted({pair for b in borders for pair in b.apart})
     overlaps = sorted({o for b in borders for o in b.overlaps}, key=lambda o: (o.a, o.b))
     before = {name: taken for b in borders for name, taken in b.taken.items()}
-    ground = _Ground(_candidates(rows, all_links, reaches_out), overlaps)
+    ground = _Ground(_candidates(rows, all_links, apart, reaches_out), overlaps)
     taken = _decide(ground, before, recipe)
     new = [name for name in sorted(taken) if taken[name] and name not in before]
     objects = [_object(ground, name, taken, recipe) for name in new]
-    return objects, _held(ground, all_links, overlaps, taken)
+    return objects, _held(ground, all_links, apart, overlaps, taken)
 
 
 def _candidates(
-    rows: Mapping[PartKey, Row], all_links: Iterable[Link], reaches_out: Callable[[Row], bool]
+    rows: Mapping[PartKey, Row],
+    all_links: Sequence[Link],
+    apart: Sequence[Apart],
+    reaches_out: Callable[[Row], bool],
 ) -> Iterator[_Candidate]:
-    groups = UnionFind()
+    """Every part in one candidate; what hangs together is taken apart once all of it is known."""
+    chains = UnionFind()
     for link in all_links:
-        groups.join(link.a, link.b)
-    members: dict[PartKey, list[Row]] = {}
+        chains.join(link.a, link.b)
+    keys_of: dict[PartKey, list[PartKey]] = {}
+    links_in: dict[PartKey, list[Link]] = {}
+    apart_in: dict[PartKey, list[Apart]] = {}
     for key in sorted(rows):
-        members.setdefault(groups.find(key), []).append(rows[key])
-    for own in members.values():
-        known = not any(map(reaches_out, own))
-        whole = len(own) == 1 and own[0].edges == 0
-        yield _Candidate(tuple(own), complete=known or whole, known=known)
+        keys_of.setdefault(chains.find(key), []).append(key)
+    for link in all_links:
+        links_in.setdefault(chains.find(link.a), []).append(link)
+    for a, b in apart:
+        if (name := chains.find(a)) == chains.find(b):
+            apart_in.setdefault(name, []).append((a, b))
+    for name, keys in keys_of.items():
+        known = not any(reaches_out(rows[key]) for key in keys)
+        whole = len(keys) == 1 and rows[keys[0]].edges == 0
+        said = links_in.get(name, ()), apart_in.get(name, ())
+        for own in groups(keys, *said) if known else [keys]:
+            yield _Candidate(tuple(rows[key] for key in own), complete=known or whole, known=known)
 
 
 def _decide(ground: _Ground, before: Mapping[PartKey, bool], recipe: Recipe) -> dict[PartKey, bool]:
@@ -413,6 +436,7 @@ def _parent(
 def _held(
     ground: _Ground,
     all_links: Iterable[Link],
+    apart: Iterable[Apart],
     overlaps: Iterable[Overlap],
     taken: Mapping[PartKey, bool],
 ) -> Borders:
@@ -421,13 +445,19 @@ def _held(
     def waits(key: PartKey) -> bool:
         return key not in ground.home or ground.home[key] not in taken
 
+    def joins(link: Link) -> bool:
+        """Whether a link still matters: not one that a contradiction undid."""
+        ends = {ground.home.get(key) for key in (link.a, link.b)} - {None}
+        return len(ends) == 1 and ends <= names
+
     kept = tuple(o for o in overlaps if waits(o.a) or waits(o.b))
     ends = {ground.home[key] for o in kept for key in (o.a, o.b) if key in ground.home}
     # what frames outside see too stays known, decided or not: they hold overlaps with it
     names = ends | {c.name for c in ground.by_name.values() if c.name not in taken or not c.known}
     return Borders(
         tuple(row for name in sorted(names) for row in ground.by_name[name].rows),
-        tuple(link for link in all_links if ground.home[link.a] in names),
+        tuple(filter(joins, all_links)),
+        tuple(pair for pair in apart if all(map(waits, pair))),
         kept,
         {
             row.key: taken[name]

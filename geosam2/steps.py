@@ -26,7 +26,7 @@ from geosam2.automatic import Network, enlarged, find_masks
 from geosam2.blocks import Blocks, Node
 from geosam2.drawing import Figure, figures, paint
 from geosam2.files import whole
-from geosam2.linking import Judge, Link
+from geosam2.linking import Apart, Judge, Link
 from geosam2.part_table import (
     read_held,
     read_objects,
@@ -251,22 +251,26 @@ def _compare_block(job: Job, block: Node) -> Borders:
     by_frame = _parts_by_frame(job, block)
     judge = _judge(job)
     found_links: list[Link] = []
+    apart: list[Apart] = []
     overlaps: list[Overlap] = []
     own = set(blocks.frames_of(block))
     for frame in sorted(own):
-        overlaps += compare_within(by_frame.get(frame, []))
+        contradicting, shared = compare_within(by_frame.get(frame, []))
+        apart += contradicting
+        overlaps += shared
         for other in _later_neighbours(frame):
             # a pair belongs to the block of its first frame: nobody asks the judge twice; and what
             # goes on across a corner goes on across the sides beside it, where the judge is asked
             across_side = frame[0] == other[0] or frame[1] == other[1]
             asked = judge if across_side else None
-            new_links, shared = compare_frames(
+            new_links, contradicting, shared = compare_frames(
                 by_frame.get(frame, []), by_frame.get(other, []), layout, recipe, asked
             )
             found_links += new_links
+            apart += contradicting
             overlaps += shared
     rows = [row_of(p, layout) for f in sorted(own) for p in by_frame.get(f, [])]
-    return Borders(tuple(rows), tuple(found_links), tuple(overlaps))
+    return Borders(tuple(rows), tuple(found_links), tuple(apart), tuple(overlaps))
 
 
 def _later_neighbours(frame: FrameKey) -> list[FrameKey]:

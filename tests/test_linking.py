@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geosam2.blocks import Blocks, Node
-from geosam2.linking import UnionFind, evidence, links
+from geosam2.linking import Link, UnionFind, compare, evidence, groups, links
 from geosam2.parts import Box, Layout, Part, crop_part
 from geosam2.recipe import Recipe
 from geosam2.settling import (
@@ -157,6 +157,62 @@ def test_components_are_those_of_scipy_in_any_order(pairs, random):
         assert groups.find(a) == np.flatnonzero(labels == labels[a])[0]  # the smallest names it
 
 
+def test_two_fields_contradict_what_takes_them_for_one():
+    upper, lower, both = (
+        rectangle(*rows, 180) for rows in ((20, 40, 60), (60, 40, 100), (20, 40, 100))
+    )
+    linked, apart = compare(on_frame((0, 0), upper, lower), on_frame((0, 1), both), LAYOUT, RECIPE)
+    assert len(linked) == 1  # half of it is what it agrees with best
+    assert len(apart) == 1
+    assert {apart[0][0], linked[0].a} == {(0, 0, 0), (0, 0, 1)}
+
+
+def fields_and_a_wrong_look() -> dict:
+    """Two fields over four frames, and one frame of them that takes both for one."""
+    upper, lower = rectangle(20, 10, 60, 400), rectangle(60, 10, 100, 400)
+    parts = {(0, c): on_frame((0, c), upper, lower) for c in range(4)}
+    return parts | {(0, 1): on_frame((0, 1), upper | lower)}
+
+
+def test_one_frame_that_takes_two_fields_for_one_does_not_join_them():
+    objects = settled_in_a_tree(fields_and_a_wrong_look(), Blocks((0, 0), (1, 4), 4))
+    right = {((0, 2, rank), (0, 3, rank)) for rank in (0, 1)}
+    assert right <= {o.parts[-2:] for o in objects}
+    assert len(objects) >= 2
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=50)
+def test_groups_gain_nothing_by_joining_or_by_losing_one_of_two(seed):
+    """Against the sums worked out anew: no two groups have more for than against each other."""
+    rng = np.random.default_rng(seed)
+    keys = [(0, i, 0) for i in range(12)]
+    pairs = [p for p in itertools.combinations(keys, 2) if rng.random() < 0.4]
+    linked = [Link(*p, float(rng.uniform(0.5, 1))) for p in pairs if rng.random() < 0.6]
+    apart = [p for p in pairs if rng.random() < 0.4]
+    worth = dict.fromkeys(pairs, 0.0)
+    for link in linked:
+        worth[link.a, link.b] += link.iou
+    for pair in apart:
+        worth[pair] -= 1
+
+    def between(one: list, other: list) -> float:
+        return sum(worth.get((min(a, b), max(a, b)), 0.0) for a in one for b in other)
+
+    found = groups(keys, linked, apart)
+    assert sorted(itertools.chain(*found)) == keys
+    for one, other in itertools.combinations(found, 2):
+        assert between(one, other) <= 1e-9
+    for group in found:
+        if len(group) == 2:
+            assert between(group[:1], group[1:]) > 0
+        # a group by itself is found again: what is handed up is no more than that
+        inner = [k for k in linked if k.a in group and k.b in group]
+        assert groups(group, inner, [p for p in apart if p[0] in group and p[1] in group]) == [
+            group
+        ]
+
+
 # --- settling
 
 
@@ -172,16 +228,18 @@ def borders_of(parts: dict, keys: list, blocks: Blocks, recipe: Recipe) -> Borde
         key: [replace(p, edges=inner_edges(p, blocks.exists)) for p in own]
         for key, own in parts.items()
     }
-    all_links, overlaps = [], []
+    all_links, apart, overlaps = [], [], []
     for r, c in keys:
-        overlaps += compare_within(parts[r, c])
+        contradicting, shared = compare_within(parts[r, c])
+        apart += contradicting
+        overlaps += shared
         for other in [(r, c + 1), (r + 1, c - 1), (r + 1, c), (r + 1, c + 1)]:
             if other in parts:
                 found = compare_frames(parts[r, c], parts[other], LAYOUT, recipe, None)
-                all_links += found[0]
-                overlaps += found[1]
+                for known, new in zip((all_links, apart, overlaps), found, strict=True):
+                    known += new
     rows = [row_of(p, LAYOUT) for key in keys for p in parts[key]]
-    return Borders(tuple(rows), tuple(all_links), tuple(overlaps))
+    return Borders(tuple(rows), tuple(all_links), tuple(apart), tuple(overlaps))
 
 
 def settled_in_a_tree(parts: dict, blocks: Blocks, recipe: Recipe = RECIPE) -> list:
