@@ -20,6 +20,7 @@ from geosam2.parts import CELL, EAST, NORTH, SOUTH, WEST, Box, FrameKey, Layout,
 from geosam2.recipe import Recipe
 
 EQUAL = 0.05  # IoUs that differ by less say the same
+ACCOUNT, ELSEWHERE = 0.5, 1.0  # what contradictions weigh, of one frame and of two, against an IoU
 
 Judge = Callable[[Part, Part], bool]
 """Given two parts of neighbouring frames: are they one object?"""
@@ -242,8 +243,9 @@ def groups(
     """Parts that are one object, by all that is said for and against it.
 
     Greedy additive edge contraction (Keuper et al. 2015, https://arxiv.org/abs/1505.06973): links
-    count by their agreement, contradictions -1; the two groups with most between them become one,
-    as long as that is more than nothing. Groups that end apart do not change each other's order.
+    count by their agreement, contradictions against it; the two groups with most between them
+    become one, as long as that is more than nothing. Groups that end apart do not change each
+    other's order, so a group by itself is found again.
 
     Returns:
         The groups with their members in order; every member is in one.
@@ -252,9 +254,11 @@ def groups(
     >>> groups([a, b, c], [Link(a, b, 0.9), Link(b, c, 0.8)], [(a, c)])
     [[(0, 0, 0), (0, 1, 0)], [(0, 2, 0)]]
     """
+    said = [(k.a, k.b, k.iou) for k in linked]
+    said += [(a, b, -(ACCOUNT if a[:2] == b[:2] else ELSEWHERE)) for a, b in apart]
     own = {key: [key] for key in members}
     between: dict[PartKey, dict[PartKey, float]] = {key: {} for key in own}
-    for a, b, worth in (*((k.a, k.b, k.iou) for k in linked), *((a, b, -1.0) for a, b in apart)):
+    for a, b, worth in said:
         if a in own and b in own:
             between[a][b] = between[b][a] = between[a].get(b, 0.0) + worth
     best = [(-worth, a, b) for a in own for b, worth in between[a].items() if a < b and worth > 0]

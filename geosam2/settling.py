@@ -26,7 +26,7 @@ NESTED = 0.1  # below this share of the other's area, a thing inside is a thing 
 LARGER = 0.1  # power of the area in a candidate's quality: a roof before the half of it
 WORTH = 0.1  # an overlap of less than this share of the smaller part is not worth a row
 CONTAINED = 0.9  # a parent holds this share of its child
-ACCOUNT = 0.2  # parts of one frame that share more of the smaller one are accounts of one place
+ONE_PLACE = 0.2  # parts of one frame that share more of the smaller one are accounts of one place
 SAME = 0.5  # IoU of two accounts of the same thing
 
 
@@ -173,7 +173,7 @@ def compare_within(parts: Sequence[Part]) -> tuple[list[Apart], list[Overlap]]:
     apart = [
         (o.a, o.b)
         for o in found
-        if o.a in cut and o.b in cut and o.pixels > ACCOUNT * min(cut[o.a], cut[o.b])
+        if o.a in cut and o.b in cut and o.pixels > ONE_PLACE * min(cut[o.a], cut[o.b])
     ]
     return apart, found
 
