@@ -638,7 +638,7 @@ def _killed(scene: Path, folder: Path, victim: str, rng: random.Random) -> Path:
         }
         lines = started["client"].stdout
         assert lines is not None
-        for _ in range(rng.randint(0, 12)):
+        for _ in range(rng.randint(0, 9)):  # of 14 steps
             lines.readline()
         time.sleep(rng.uniform(0, 0.3))
         assert not output.exists(), "the run ended before it was disturbed"
