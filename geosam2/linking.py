@@ -135,14 +135,17 @@ def _at(inner: Box, outer: Box) -> tuple[slice, slice]:
     )
 
 
-def links(
+def compare(
     parts_a: Sequence[Part],
     parts_b: Sequence[Part],
     layout: Layout,
     recipe: Recipe,
     judge: Judge | None = None,
-) -> list[Link]:
-    """The parts of two neighbouring frames that are one object.
+) -> tuple[list[Link], list[Apart]]:
+    """The parts of two neighbouring frames that are one object, and those that contradict it.
+
+    Two parts contradict each other where one lies in the other, as far as both frames see them, and
+    is much less.
 
     Args:
         parts_a: All parts of one frame.
@@ -151,21 +154,6 @@ def links(
         recipe: `link_iou`, `doubt_share`.
         judge: Asked where the overlap leaves doubt: one part lies in the other there, the object
             goes on beyond the border, and neither has a partner. None: not linked.
-    """
-    return compare(parts_a, parts_b, layout, recipe, judge)[0]
-
-
-def compare(
-    parts_a: Sequence[Part],
-    parts_b: Sequence[Part],
-    layout: Layout,
-    recipe: Recipe,
-    judge: Judge | None = None,
-) -> tuple[list[Link], list[Apart]]:
-    """The parts of two neighbouring frames that are one object, and those that contradict.
-
-    Arguments as for `links`. Two parts contradict each other where one lies in the other, as far as
-    both frames see them, and is much less.
     """
     if not parts_a or not parts_b:
         return [], []

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geosam2.blocks import Blocks, Node
-from geosam2.linking import ACCOUNT, Link, UnionFind, compare, evidence, groups, links
+from geosam2.linking import ACCOUNT, Link, UnionFind, compare, evidence, groups
 from geosam2.parts import Box, Layout, Part, crop_part
 from geosam2.recipe import Recipe
 from geosam2.settling import (
@@ -50,6 +50,10 @@ def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 def on_frame(frame: tuple[int, int], *masks: np.ndarray) -> list[Part]:
     found = (seen(mask, frame, rank) for rank, mask in enumerate(masks))
     return [part for part in found if part is not None]
+
+
+def links(*given) -> list[Link]:
+    return compare(*given)[0]
 
 
 def test_an_object_over_a_seam_is_linked():
