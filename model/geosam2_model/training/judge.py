@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from geosam2_model.checkpoints import load
 from geosam2_model.errors import ModelError
+from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import data
 from geosam2_model.training.losses import coverage
@@ -27,6 +30,9 @@ from geosam2_model.training.recipe import Recipe
 
 TURNS = (1, 3, 5)
 """Figures are given after so many clicks."""
+
+Answer = Callable[[Prompts, bool], Tensor]
+"""Prompts of one object in pixels of a crop; the first question? -> logits (1, h, w)."""
 
 
 def held_back(recipe: Recipe) -> dict[str, list[data.Crop]]:
@@ -67,18 +73,35 @@ def dev_figures(model: SAM2, held: dict[str, list[data.Crop]]) -> dict[str, floa
 @torch.no_grad()
 def clicks(model: SAM2, crop: data.Crop, rng: np.random.Generator, count: int) -> list[float]:
     """IoU of one crop's first object after each of `count` clicks, at full resolution."""
+    return click_by_click(look(model, crop), crop, rng, count)
+
+
+def look(model: SAM2, crop: data.Crop) -> Answer:
+    """Encode a crop once, for any number of questions."""
+    image = model.encode(torch.from_numpy(crop.pixels)[None])
+    return lambda prompts, first: model.decode(image, prompts, multimask=first).best_logits
+
+
+def click_by_click(
+    answer: Answer, crop: data.Crop, rng: np.random.Generator, count: int
+) -> list[float]:
+    """The same for whatever answers prompts: each further click is where it errs most."""
     masks = crop.masks[:1]
     truth = coverage(torch.from_numpy(masks))
-    features = model.encode(torch.from_numpy(crop.pixels)[None])
     question: Question = ask(rng, "click", masks, truth)
     found = []
     for turn in range(count):
-        out = model.decode(features, question.prompts, multimask=turn == 0)
-        logits = out.best_logits
-        full = F.interpolate(logits[:, None], masks.shape[1:], mode="bilinear")[0, 0] > 0
-        found.append(iou(full.numpy(), masks[0]))
-        question = correct(rng, question, logits, truth, keep_mask=True)
+        logits = answer(question.prompts, turn == 0)
+        found.append(overlap(logits, masks))
+        cells = F.interpolate(logits[:, None], truth.shape[-2:], mode="bilinear")[:, 0]
+        question = correct(rng, question, cells, truth, keep_mask=True)
     return found
+
+
+def overlap(logits: Tensor, masks: data.Array) -> float:
+    """IoU of logits (1, h, w) with a mask (1, S, S), at its resolution."""
+    full = F.interpolate(logits[:, None], masks.shape[1:], mode="bilinear")[0, 0] > 0
+    return iou(full.numpy(), masks[0])
 
 
 def iou(found: data.Array, wanted: data.Array) -> float:
