@@ -409,8 +409,19 @@ def synthetic(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     made = synthetic_scene(3, 512 if quick else 2048)
     path = write_geotiff(folder / "synthetic.tif", made.pixels, made.geobox)
     job = plan(path, folder / "synthetic", model=model)
-    truth = np.asarray(made.truth.geometry)
-    return compare("synthetic", job, truth[shapely.area(truth) > 400 * made.geobox.affine.a**2])
+    things = made.truth[made.truth.area > 400 * made.geobox.affine.a**2]
+    truth = np.asarray(things.geometry)
+    out = compare("synthetic", job, truth)
+    found = np.asarray(finish(job).geometry)
+    for least in (0.5, 0.75):
+        hit = np.isin(
+            np.arange(len(truth)), [t for _, t, _ in quality.matches(found, truth, least)]
+        )
+        out[f"recall_{least * 100:.0f}_by_kind"] = (
+            things.assign(hit=hit).groupby("kind").hit.mean().round(4).to_dict()
+        )
+    print(f"synthetic  {out['recall_50_by_kind']} {out['recall_75_by_kind']}", flush=True)
+    return out
 
 
 def open_window(path: Path, row: int, col: int, rows: int, cols: int) -> Any:
