@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from geosam2_model import Prompts
 from geosam2_model.checkpoints import models_dir
+from geosam2_model.errors import ModelError
 from geosam2_model.prompt_encoder import PADDING
 from geosam2_model.training import data, judge
 from geosam2_model.training.recipe import Recipe
@@ -124,10 +125,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="8 objects a source instead of 48")
     parser.add_argument("--model", default="nano", help="name or path of our weights")
     given = parser.parse_args()
-    held = crops_of(8 if given.quick else 48)
     click = Prompts.clicks([[128.0, 128.0]])
     figures: dict[str, Any] = {}
-    ours = functools.partial(judge.look, geosam2_model.load(given.model))
+    try:
+        ours = functools.partial(judge.look, geosam2_model.load(given.model))
+    except ModelError as error:
+        parser.error(str(error))
+    held = crops_of(8 if given.quick else 48)
     for name, look in {given.model: ours, "mobile_sam": MobileSAM().look}.items():
         means: dict[str, dict[str, float]] = {}
         for source, crops in held.items():
