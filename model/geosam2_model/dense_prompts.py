@@ -14,7 +14,8 @@ The clicks enter as discs with the earlier mask beside them, as in RITM
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 MAP_COUNT = 29
 """Near 6, colour 2, geodesic 10, box 3, mask 2, likeness 6."""
+IMAGES = 12
+"""Images whose side is remembered: those of a click at every zoom, and a few more."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,30 @@ class ImageSide:
     """Colours to compare with."""
     steps: Steps
     """Costs of crossing edges."""
-    starts: dict[tuple[float | None, ...], Tensor]
+    starts: dict[tuple[float | None, ...], Tensor] = field(default_factory=dict)
     """`own[0]` and what the maps that are plain numbers add to it, by those numbers."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageSide]) -> ImageSide:
+        """Of the images of several, one after another; a single one as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        same = zip(*(part._tensors for part in parts), strict=True)
+        return cls._of([torch.cat(tensors) for tensors in same])
+
+    def split(self, lengths: Sequence[int]) -> list[ImageSide]:
+        """The reverse of `joined`: some images each; views."""
+        rows = (torch.split(x, list(lengths)) for x in self._tensors)
+        return [self._of(tensors) for tensors in zip(*rows, strict=True)]
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.own, *self.units, *self.palette, *self.steps)
+
+    @classmethod
+    def _of(cls, tensors: Sequence[Tensor]) -> ImageSide:
+        a, b, c, d, e, f, *rest = tensors
+        return cls((a, b, c), (d, e, f), Palette(*rest[:2]), Steps(*rest[2:]))
 
 
 class Residual(nn.Module):
@@ -119,7 +144,7 @@ class DensePrompts(nn.Module):
             for w, out in zip(widths, (fine, middle, config.d_model), strict=True)
         )
 
-        self._seen: LastUsed[ImageSide] = LastUsed()
+        self._seen: LastUsed[ImageSide] = LastUsed(IMAGES)
 
     def pyramid(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The trunk's maps, mixed from coarse to fine: strides 4, 8 and 16. Once an image."""
@@ -145,12 +170,22 @@ class DensePrompts(nn.Module):
         return d16, d8, d4
 
     def image_side(self, features: ImageFeatures) -> ImageSide:
-        """What depends on the images alone; remembered for the last few, without gradients."""
-        assert features.trunk is not None
+        """What depends on the images alone; remembered for the last few, without gradients.
+
+        Each image's by itself, as a further click looks at some of the windows of the one before.
+        """
         if torch.is_grad_enabled():
             return self._image_side(features)
+        parts = features.parts or (features,)
+
+        def make(missing: list[int]) -> list[ImageSide]:
+            some = [parts[i] for i in missing]
+            side = self._image_side(features if len(some) == len(parts) else some[0].joined(some))
+            return side.split([len(part) for part in some])
+
         weights = versions(self.image, self.alike, self.enter)
-        return self._seen.get(features.trunk[0], weights, lambda: self._image_side(features))
+        sources = [cast(tuple[Tensor, ...], part.trunk)[0] for part in parts]
+        return ImageSide.joined(self._seen.get_all(sources, weights, make))
 
     def _image_side(self, features: ImageFeatures) -> ImageSide:
         assert features.trunk is not None
@@ -160,7 +195,7 @@ class DensePrompts(nn.Module):
         units = (F.normalize(conv(x), dim=1) for conv, x in zip(self.alike, trunk, strict=True))
         with torch.no_grad():
             colours, steps = palette(features.pixels_small), edge_steps(features.pixels_small)
-        return ImageSide((own4, own8, own16), tuple(units), colours, steps, {})
+        return ImageSide((own4, own8, own16), tuple(units), colours, steps)
 
     def maps(self, image: ImageSide, prompts: Prompts) -> list[Map]:
         """The MAP_COUNT prompt maps, those that are the same everywhere as numbers."""

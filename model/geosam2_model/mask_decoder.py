@@ -158,6 +158,9 @@ class DecoderOutput:
     """(N,) logit; > 0 means the object is visible."""
     tokens: Tensor
     """(N, 4, d_model) mask tokens, the raw object pointers."""
+    seen: Tensor | None = None
+    """(N, C, H / 8, W / 8) what a second opinion on the predicted IoU looks at; None if none is
+    wanted, or it was heard."""
 
 
 class MaskDecoder(nn.Module):

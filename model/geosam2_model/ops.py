@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, wraps
 from itertools import pairwise
 from typing import Generic, ParamSpec, TypeVar, cast
@@ -194,17 +194,31 @@ class LastUsed(Generic[T]):
 
     def __init__(self, size: int = 4) -> None:
         self.size = size
-        self._kept: list[tuple[Tensor, Hashable, T]] = []
+        # newest first; replaced as a whole and never changed, as threads may share it
+        self._kept: dict[Hashable, tuple[Tensor, T]] = {}
 
     def get(self, source: Tensor, key: Hashable, make: Callable[[], T]) -> T:
         """The value made from these very numbers under this key, or a new one."""
-        place = (source.data_ptr(), source.shape, source.stride(), key)
-        for _, known, value in self._kept:
-            if known == place:
-                return value
-        value = make()
-        self._kept = [(source, place, value), *self._kept][: self.size]
-        return value
+        return self.get_all([source], key, lambda _: [make()])[0]
+
+    def get_all(
+        self, sources: Sequence[Tensor], key: Hashable, make: Callable[[list[int]], Sequence[T]]
+    ) -> list[T]:
+        """The values of several tensors; those that are missing are made together.
+
+        Args:
+            sources: What they are made from.
+            key: What else they depend on.
+            make: Numbers of the sources whose values are missing -> these values.
+        """
+        places = [(x.data_ptr(), x.shape, x.stride(), key) for x in sources]
+        known = self._kept
+        missing = [i for i, place in enumerate(places) if place not in known]
+        if missing:
+            values = zip(missing, make(missing), strict=True)
+            known = {places[i]: (sources[i], value) for i, value in values} | known
+            self._kept = dict(list(known.items())[: self.size])
+        return [known[place][1] for place in places]
 
     def __reduce__(self) -> tuple[type[LastUsed[T]], tuple[int]]:
         return LastUsed, (self.size,)

@@ -63,6 +63,8 @@ class ImageFeatures:
     a mask prompt. Only for models with dense prompts."""
     pixels_small: Tensor | None = None
     """(B, 3, H / 4, W / 4) normalised RGB; kept for models with dense prompts only."""
+    parts: tuple[ImageFeatures, ...] = ()
+    """What was joined to this batch: what the network keeps of images, it keeps of each of them."""
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -77,7 +79,8 @@ class ImageFeatures:
         if len(parts) == 1:
             return parts[0]
         named = [part.to_dict() for part in parts]
-        return cls.from_dict({k: torch.cat([one[k] for one in named]) for k in named[0]})
+        whole = cls.from_dict({k: torch.cat([one[k] for one in named]) for k in named[0]})
+        return replace(whole, parts=tuple(parts))
 
     def of(self, objects: slice) -> ImageFeatures:
         """The same images for some of the objects that `attend` was asked about."""
@@ -272,7 +275,8 @@ class SAM2(nn.Module):
 
     def decode_all(self, features: ImageFeatures, prompts: Prompts | None = None) -> DecoderOutput:
         """All four masks of N objects, before `decode` chooses among them; training wants each."""
-        return self._decode(features, self._prompts_for(features, prompts))
+        out = self._decode(features, self._prompts_for(features, prompts))
+        return replace(out, predicted_iou=self._judged(out, slice(None)), seen=None)
 
     def _decode(self, features: ImageFeatures, prompts: Prompts) -> DecoderOutput:
         index = prompts.image_index
@@ -291,11 +295,17 @@ class SAM2(nn.Module):
             self.sam_prompt_encoder.sparse(prompts, features.size).to(image.dtype),
             (fine, middle),
         )
-        if prompts.in_part or not self.config.mask_quality:
-            return result
-        more = self.mask_quality(middle, result.logits, result.tokens)
-        iou = (torch.logit(result.predicted_iou, 1e-4) + more).sigmoid()
-        return replace(result, predicted_iou=iou)
+        wanted = self.config.mask_quality and not prompts.in_part
+        return replace(result, seen=middle) if wanted else result
+
+    def _judged(self, out: DecoderOutput, masks: slice) -> Tensor:
+        """Predicted IoU (N, M) of some of the four masks, after the second opinion if wanted."""
+        predicted = out.predicted_iou[:, masks]
+        if out.seen is None:
+            return predicted
+        more = self.mask_quality(out.seen, out.logits[:, masks], out.tokens[:, masks])
+        result: Tensor = (torch.logit(predicted, 1e-4) + more).sigmoid()
+        return result
 
     def _image_side(self, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Embedding without memory and the skips, as the decoder walks through them."""
@@ -313,10 +323,11 @@ class SAM2(nn.Module):
     def choose(self, out: DecoderOutput, multimask: bool) -> Decoded:
         """The three candidates or the single mask, with scores and the pointer of the best."""
         if multimask:
-            logits, iou, tokens = out.logits[:, 1:], out.predicted_iou[:, 1:], out.tokens[:, 1:]
+            logits, tokens = out.logits[:, 1:], out.tokens[:, 1:]
+            iou = self._judged(out, slice(1, None))
             token = tokens[torch.arange(len(tokens), device=tokens.device), iou.argmax(1)]
         else:
-            logits, iou = self._single_mask(out.logits, out.predicted_iou)
+            logits, iou = self._single_mask(out)
             token = out.tokens[:, 0]
         pointer = self._pointer(token, out.object_score > 0)
         return Decoded(logits.float(), iou.float(), out.object_score.float(), pointer)
@@ -467,15 +478,19 @@ class SAM2(nn.Module):
     def _pointer(self, token: Tensor, present: Tensor) -> Tensor:
         return torch.where(present[:, None], self.obj_ptr_proj(token), self.no_obj_ptr)
 
-    def _single_mask(self, logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+    def _single_mask(self, out: DecoderOutput) -> tuple[Tensor, Tensor]:
         """The single mask, or the best candidate where the single one is not stable."""
+        logits, iou = out.logits[:, :1], self._judged(out, slice(1))
         threshold = self.config.stability_threshold
         if threshold is None or self.training:
-            return logits[:, :1], iou[:, :1]
+            return logits, iou
         stable = stability(logits[:, 0].detach(), self.config.stability_delta) >= threshold
+        if bool(stable.all()):
+            return logits, iou
+        iou = torch.cat([iou, self._judged(out, slice(1, None))], dim=1)
         chosen = torch.where(stable, 0, 1 + iou[:, 1:].argmax(1))
         rows = torch.arange(len(logits), device=logits.device)
-        return logits[rows, chosen][:, None], iou[rows, chosen][:, None]
+        return out.logits[rows, chosen][:, None], iou[rows, chosen][:, None]
 
     def _prompts_for(self, features: ImageFeatures, prompts: Prompts | None) -> Prompts:
         """Prompts on the right device, checked against the images."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from geosam2_model import sam2
 from geosam2_model.config import VARIANTS
-from geosam2_model.dense_prompts import MAP_COUNT
+from geosam2_model.dense_prompts import MAP_COUNT, ImageSide
 from geosam2_model.mask_decoder import Attention
 from geosam2_model.ops import LastUsed
 from geosam2_model.prompt_encoder import Prompts
@@ -140,6 +140,29 @@ def test_what_is_remembered_of_an_image_follows_the_weights(
     torch.testing.assert_close(model.decode(again, prompts).logits, before, rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
+def test_what_is_remembered_of_an_image_serves_whatever_images_are_joined_to_it(nano: SAM2) -> None:
+    made: list[int] = []
+    dense = copy.deepcopy(nano).dense_prompts
+    make = dense._image_side
+
+    def counted(features: ImageFeatures) -> ImageSide:
+        made.append(len(features))
+        return make(features)
+
+    dense._image_side = counted  # type: ignore[method-assign]
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    images = [nano.encode(one[None]) for one in pixels]
+    for numbers, missing in (((0, 1, 2), 3), ((2, 3), 1), ((3, 0), 0), ((1,), 0)):
+        made.clear()
+        batch = ImageFeatures.joined([images[i] for i in numbers])
+        side = dense.image_side(batch)
+        assert sum(made) == missing
+        for one, other in zip(side._tensors, make(batch)._tensors, strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_gradients_reach_every_dense_weight(nano: SAM2, features: ImageFeatures) -> None:
     prompts = Prompts(POINTS, torch.tensor([[1, -1]]))
     out = nano.decode(features, prompts, multimask=True)
@@ -162,6 +185,12 @@ def test_last_used_forgets_the_oldest_and_is_not_copied() -> None:
 
     assert [ask(i) for i in (0, 1, 0, 2, 1, 0)] == [0, 1, 0, 2, 1, 0]
     assert made == [0, 1, 2, 0]
+    assert memory.get_all(sources, "key", lambda missing: made.extend(missing) or missing) == [
+        0,
+        1,
+        2,
+    ]
+    assert made == [0, 1, 2, 0, 1]  # 2 and 0 were known
     assert memory.get(sources[0], "another", lambda: 9) == 9
     for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
         assert other.get(sources[0], "key", lambda: 7) == 7

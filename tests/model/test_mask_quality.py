@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from geosam2_model import mask_quality
 from geosam2_model.config import VARIANTS
+from geosam2_model.mask_decoder import stability
 from geosam2_model.mask_quality import MaskQuality
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.sam2 import SAM2
@@ -116,3 +117,25 @@ def test_objects_known_in_part_are_judged_by_their_token_alone() -> None:
         )
     assert torch.equal(with_it.logits, without.logits)
     assert not torch.allclose(with_it.predicted_iou, without.predicted_iou)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.985, 1.01])
+def test_only_masks_that_may_be_chosen_are_looked_at(threshold: float | None) -> None:
+    """A single mask is judged alone; the candidates where it is not stable."""
+    torch.manual_seed(3)
+    model = SAM2(replace(NANO, stability_threshold=threshold, stability_delta=0.001)).eval()
+    torch.nn.init.normal_(model.mask_quality.judge.layers[-1].weight)  # type: ignore[arg-type]
+    points = torch.tensor([[[30.0, 20.0]], [[9.0, 50.0]], [[60.0, 3.0]]])
+    clicks = Prompts(points, torch.ones(3, 1, dtype=torch.long))
+    with torch.no_grad():
+        features = model.encode(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
+        every = model.decode_all(features, clicks)
+        three = model.decode(features, clicks, multimask=True)
+        single = model.decode(features, clicks)
+    torch.testing.assert_close(three.predicted_iou, every.predicted_iou[:, 1:])
+    stable = stability(every.logits[:, 0], 0.001) >= (threshold or 0.0)
+    assert int(stable.sum()) == {0.985: 1, 1.01: 0}.get(threshold or 0.0, 3)
+    best = torch.where(stable, 0, 1 + every.predicted_iou[:, 1:].argmax(1))
+    rows = torch.arange(3)
+    torch.testing.assert_close(single.logits[:, 0], every.logits[rows, best])
+    torch.testing.assert_close(single.predicted_iou[:, 0], every.predicted_iou[rows, best])
