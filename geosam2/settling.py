@@ -345,25 +345,39 @@ def _candidates(
     reaches_out: Callable[[Row], bool],
 ) -> Iterator[_Candidate]:
     """Every part in one candidate; what hangs together is taken apart once all of it is known."""
-    chains = UnionFind()
-    for link in all_links:
-        chains.join(link.a, link.b)
-    keys_of: dict[PartKey, list[PartKey]] = {}
-    links_in: dict[PartKey, list[Link]] = {}
-    apart_in: dict[PartKey, list[Apart]] = {}
-    for key in sorted(rows):
-        keys_of.setdefault(chains.find(key), []).append(key)
-    for link in all_links:
-        links_in.setdefault(chains.find(link.a), []).append(link)
-    for a, b in apart:
-        if (name := chains.find(a)) == chains.find(b):
-            apart_in.setdefault(name, []).append((a, b))
-    for name, keys in keys_of.items():
-        known = not any(reaches_out(rows[key]) for key in keys)
-        whole = len(keys) == 1 and rows[keys[0]].edges == 0
-        said = links_in.get(name, ()), apart_in.get(name, ())
-        for own in groups(keys, *said) if known else [keys]:
+    for chain in _chains(rows, all_links, apart):
+        known = not any(reaches_out(rows[key]) for key in chain.keys)
+        whole = len(chain.keys) == 1 and rows[chain.keys[0]].edges == 0
+        said = groups(chain.keys, chain.links, chain.apart) if known else [chain.keys]
+        for own in said:
             yield _Candidate(tuple(rows[key] for key in own), complete=known or whole, known=known)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Parts that hang together by links, and what is said for and against that."""
+
+    keys: list[PartKey] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    apart: list[Apart] = field(default_factory=list)
+
+
+def _chains(
+    rows: Mapping[PartKey, Row], all_links: Iterable[Link], apart: Iterable[Apart]
+) -> Iterable[_Chain]:
+    joined = UnionFind()
+    for link in all_links:
+        joined.join(link.a, link.b)
+    found = {joined.find(key): _Chain() for key in rows}
+    for key in sorted(rows):
+        found[joined.find(key)].keys.append(key)
+    for link in all_links:
+        if chain := found.get(joined.find(link.a)):
+            chain.links.append(link)
+    for a, b in apart:
+        if (name := joined.find(a)) == joined.find(b) and name in found:
+            found[name].apart.append((a, b))
+    return found.values()
 
 
 def _decide(ground: _Ground, before: Mapping[PartKey, bool], recipe: Recipe) -> dict[PartKey, bool]:
