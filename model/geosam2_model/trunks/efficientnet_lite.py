@@ -7,7 +7,7 @@ convolutions when ImageNet weights are read, so the trunk has none: what is trai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -25,6 +25,9 @@ IMAGENET_STD = 128.0
 BATCH_NORM_EPS = 1e-3
 CACHED_BYTES = 4 * 2**20
 """Of one block's hidden channels, when it goes through an image by strips of rows."""
+PRECISE = 3
+"""The stem and so many blocks keep float32 weights in a network of fewer bits. Rounded to bfloat16
+these weights alone do most of what that does to masks; `model/LOG.md` has the figures."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,29 @@ class SameConv(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, padding, groups=groups)
         before, after = (kernel - 2) // 2, (kernel - 1) // 2
         self.uneven = (before, after, before, after) if stride == 2 else None
+        self.precise = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SameConv:
+        """What `to`, `bfloat16` and the like call for each weight."""
+        fn = float32_at_least(fn) if self.precise else fn
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if self.uneven is None else F.pad(x, self.uneven))
+
+
+def float32_at_least(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function that moves and converts weights, with float32 wherever it would give fewer bits.
+
+    >>> float32_at_least(Tensor.bfloat16)(torch.tensor(1 / 3, dtype=torch.float16)).dtype
+    torch.float32
+    """
+
+    def converted(x: Tensor) -> Tensor:
+        y = fn(x)
+        return y if y.element_size() >= 4 else x.to(y.device, torch.float32)
+
+    return converted
 
 
 class Block(nn.Module):
@@ -138,15 +161,20 @@ class EfficientNetLite0(nn.Module):
         super().__init__()  # the shape is fixed: the config has nothing to say
         self.stem = SameConv(3, 32, 3, stride=2)
         self.blocks = nn.ModuleList(Block(spec) for spec in LITE0)
+        for part in (self.stem, *self.blocks[:PRECISE]):
+            for conv in part.modules():
+                if isinstance(conv, SameConv):
+                    conv.precise = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) scaled as (pixel - 127) / 128, H and W multiples of 32."""
-        x = F.relu6(self.stem(x), inplace=True)
+        wanted = x.dtype
+        x = F.relu6(self.stem(x.to(self.stem.weight.dtype)), inplace=True)
         features = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x.to(cast(Block, block).project.weight.dtype))
             if i in TAPS:
-                features.append(x)
+                features.append(x.to(wanted))
         return tuple(features)
 
 
