@@ -28,6 +28,9 @@ WORTH = 0.1  # an overlap of less than this share of the smaller part is not wor
 CONTAINED = 0.9  # a parent holds this share of its child
 ONE_PLACE = 0.2  # parts of one frame that share more of the smaller one are accounts of one place
 SAME = 0.5  # IoU of two accounts of the same thing
+EXPLAINED = 0.75  # a chain is several things if things inside it fill so much of its ground
+INSIDE = 0.8  # share of a thing's ground that lies in the chain then
+CREDIBLE = 0.3  # of the chain's quality, that each of them has at least
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,30 @@ class _Ground:
             return False
         return self.share(small.name, large.name) > recipe.covered_share
 
+    def explained(self, name: PartKey, recipe: Recipe) -> bool:
+        """True if a chain is several things at once: smaller candidates inside it fill it.
+
+        A frame that takes two fields for one may link them, and the frames that tell them apart
+        are there as well.
+        """
+        chain = self.by_name[name]
+        if len(chain.rows) == 1 or recipe.layer == "parts":
+            return False
+        least = CREDIBLE * chain.quality[0]
+        things = [
+            other
+            for other in (self.by_name[o] for o in self.meets[name])
+            if least <= other.quality[0] < chain.quality[0]
+            and other.area < EXPLAINED * chain.area
+            and self.share(other.name, name) >= INSIDE
+        ]
+        chosen: list[_Candidate] = []
+        for one in sorted(things, key=lambda c: c.quality, reverse=True):
+            if not any(self.exclude(one.name, other.name, recipe) for other in chosen):
+                chosen.append(one)
+        filled = sum(self.share(one.name, name) * one.area for one in chosen)
+        return filled >= EXPLAINED * chain.area
+
     def frames(self, name: PartKey) -> int:
         """Frames that show the candidate, or another account of the same thing."""
         rows = self.by_name[name].rows
@@ -392,7 +419,7 @@ def _decide(ground: _Ground, before: Mapping[PartKey, bool], recipe: Recipe) -> 
         if any(ground.exclude(name, o, recipe) for o in rivals):
             taken[name] = False
         elif candidate.known and not any(_may_win(ground, o, candidate, taken) for o in others):
-            taken[name] = True
+            taken[name] = not ground.explained(name, recipe)
     return taken
 
 
@@ -464,7 +491,16 @@ def _held(
         ends = {ground.home.get(key) for key in (link.a, link.b)} - {None}
         return len(ends) == 1 and ends <= names
 
-    kept = tuple(o for o in overlaps if waits(o.a) or waits(o.b))
+    # of things inside a chain that waits, what they share decides whether they explain it
+    chains = {c.name for c in ground.by_name.values() if c.name not in taken and c.rows[0].edges}
+    inside = {name: ground.meets[name] & chains for name in ground.by_name}
+
+    def counts(o: Overlap) -> bool:
+        homes = [ground.home.get(key) for key in (o.a, o.b)]
+        both = [inside[home] for home in homes if home is not None]
+        return waits(o.a) or waits(o.b) or bool(set.intersection(*both))
+
+    kept = tuple(filter(counts, overlaps))
     ends = {ground.home[key] for o in kept for key in (o.a, o.b) if key in ground.home}
     # what frames outside see too stays known, decided or not: they hold overlaps with it
     names = ends | {c.name for c in ground.by_name.values() if c.name not in taken or not c.known}

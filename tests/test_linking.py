@@ -288,6 +288,27 @@ def random_parts(seed: int, frames: tuple[int, int] = (3, 4)) -> dict:
     return parts
 
 
+def random_fields(seed: int, frames: tuple[int, int] = (3, 4)) -> dict:
+    """Fields that touch, two of which a frame may take for one."""
+    rng = np.random.default_rng(seed)
+    rows = [10, *np.sort(rng.choice(np.arange(40, 260, 10), 2, replace=False)), 300]
+    cols = [10, *np.sort(rng.choice(np.arange(40, 360, 10), 3, replace=False)), 390]
+    fields = {
+        (i, j): rectangle(rows[i], cols[j], rows[i + 1], cols[j + 1])
+        for i, j in itertools.product(range(3), range(4))
+    }
+    pairs = [(a, (a[0] + i, a[1] + j)) for a in fields for i, j in ((0, 1), (1, 0))]
+    both = [fields[a] | fields[b] for a, b in pairs if b in fields]
+    parts: dict = {}
+    for key in itertools.product(range(frames[0]), range(frames[1])):
+        masks = [m for m in fields.values() if rng.random() < 0.8]
+        masks += [m for m in both if rng.random() < 0.3]
+        scores = rng.uniform(0.5, 1.0, len(masks)).round(1)
+        found = [seen(m, key, i, s) for i, (m, s) in enumerate(zip(masks, scores, strict=True))]
+        parts[key] = [part for part in found if part is not None]
+    return parts
+
+
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_a_tree_of_blocks_settles_what_one_block_would(side):
     parts = scene_parts(MASKS, (3, 4))
@@ -303,6 +324,15 @@ def test_a_tree_of_blocks_settles_what_one_block_would(side):
 def test_contradictions_are_settled_alike_in_blocks_of_any_size(seed, side, layer):
     parts = random_parts(seed)
     recipe = Recipe(layer=layer, covered_share=0.4)
+    whole = settled_in_a_tree(parts, Blocks((0, 0), (3, 4), 8), recipe)
+    assert settled_in_a_tree(parts, Blocks((0, 0), (3, 4), side), recipe) == whole
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000), st.integers(1, 3))
+def test_fields_taken_for_one_are_settled_alike_in_blocks_of_any_size(seed, side):
+    parts = random_fields(seed)
+    recipe = Recipe(covered_share=0.4)
     whole = settled_in_a_tree(parts, Blocks((0, 0), (3, 4), 8), recipe)
     assert settled_in_a_tree(parts, Blocks((0, 0), (3, 4), side), recipe) == whole
 
