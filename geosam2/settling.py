@@ -1,9 +1,10 @@
 """From parts to objects: the best account of a place stays, what contradicts it goes.
 
 Candidates are parts that one frame saw whole, and cut parts of several frames that are linked. They
-are taken best first; one that is largely the same ground as a better one that was taken is dropped.
-What is taken depends on better candidates alone, so it can be decided piecemeal: a block decides
-about what it knows everything of, and hands the rest up. What is handed up, one small row a part,
+are taken best first; one that is largely the same ground as a better one that was taken is dropped,
+and so are linked parts that smaller things inside them explain. What is taken depends on what it
+meets alone, so it can be decided piecemeal: a block decides about what it knows everything of, and
+hands the rest up. What is handed up, one small row a part,
 grows with the length of the borders and not with the area; the result is that of one large block.
 """
 
@@ -474,6 +475,25 @@ def _parent(
     return max(others, key=lambda o: o.quality).name if others else None
 
 
+def _waits(ground: _Ground, taken: Mapping[PartKey, bool], key: PartKey) -> bool:
+    return key not in ground.home or ground.home[key] not in taken
+
+
+def _still_asked(
+    ground: _Ground, overlaps: Iterable[Overlap], taken: Mapping[PartKey, bool]
+) -> tuple[Overlap, ...]:
+    """Overlaps of what waits, and of things inside a chain that waits: do they explain it?"""
+    chains = {c.name for c in ground.by_name.values() if c.name not in taken and c.rows[0].edges}
+
+    def asked(o: Overlap) -> bool:
+        if _waits(ground, taken, o.a) or _waits(ground, taken, o.b):
+            return True
+        one, other = (ground.meets[ground.home[key]] for key in (o.a, o.b))
+        return not chains.isdisjoint(one & other)
+
+    return tuple(filter(asked, overlaps))
+
+
 def _held(
     ground: _Ground,
     all_links: Iterable[Link],
@@ -483,24 +503,13 @@ def _held(
 ) -> Borders:
     """What is undecided, and the candidates and overlaps that it or something outside will meet."""
 
-    def waits(key: PartKey) -> bool:
-        return key not in ground.home or ground.home[key] not in taken
-
     def joins(link: Link) -> bool:
         """Whether a link still matters: not one that a contradiction undid."""
         ends = {ground.home.get(key) for key in (link.a, link.b)} - {None}
         return len(ends) == 1 and ends <= names
 
-    # of things inside a chain that waits, what they share decides whether they explain it
-    chains = {c.name for c in ground.by_name.values() if c.name not in taken and c.rows[0].edges}
-    inside = {name: ground.meets[name] & chains for name in ground.by_name}
-
-    def counts(o: Overlap) -> bool:
-        homes = [ground.home.get(key) for key in (o.a, o.b)]
-        both = [inside[home] for home in homes if home is not None]
-        return waits(o.a) or waits(o.b) or bool(set.intersection(*both))
-
-    kept = tuple(filter(counts, overlaps))
+    waits = functools.partial(_waits, ground, taken)
+    kept = _still_asked(ground, overlaps, taken)
     ends = {ground.home[key] for o in kept for key in (o.a, o.b) if key in ground.home}
     # what frames outside see too stays known, decided or not: they hold overlaps with it
     names = ends | {c.name for c in ground.by_name.values() if c.name not in taken or not c.known}
