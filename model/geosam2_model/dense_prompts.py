@@ -14,7 +14,7 @@ The clicks enter as discs with the earlier mask beside them, as in RITM
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -144,7 +144,8 @@ class DensePrompts(nn.Module):
             for w, out in zip(widths, (fine, middle, config.d_model), strict=True)
         )
 
-        self._seen: LastUsed[ImageSide] = LastUsed(IMAGES)
+        self._of_image: LastUsed[ImageSide] = LastUsed(IMAGES)
+        self._of_batch: LastUsed[ImageSide] = LastUsed()
 
     def pyramid(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The trunk's maps, mixed from coarse to fine: strides 4, 8 and 16. Once an image."""
@@ -170,12 +171,20 @@ class DensePrompts(nn.Module):
         return d16, d8, d4
 
     def image_side(self, features: ImageFeatures) -> ImageSide:
-        """What depends on the images alone; remembered for the last few, without gradients.
-
-        Each image's by itself, as a further click looks at some of the windows of the one before.
-        """
+        """What depends on the images alone; remembered for the last few, without gradients."""
+        assert features.trunk is not None
         if torch.is_grad_enabled():
             return self._image_side(features)
+        weights = versions(self.image, self.alike, self.enter)
+        return self._of_batch.get(
+            features.trunk[0], weights, lambda: self._image_sides(features, weights)
+        )
+
+    def _image_sides(self, features: ImageFeatures, weights: Hashable) -> ImageSide:
+        """Each image's by itself: a further click looks at some of the windows of the one before.
+
+        What is missing is made together.
+        """
         parts = features.parts or (features,)
 
         def make(missing: list[int]) -> list[ImageSide]:
@@ -183,9 +192,8 @@ class DensePrompts(nn.Module):
             side = self._image_side(features if len(some) == len(parts) else some[0].joined(some))
             return side.split([len(part) for part in some])
 
-        weights = versions(self.image, self.alike, self.enter)
         sources = [cast(tuple[Tensor, ...], part.trunk)[0] for part in parts]
-        return ImageSide.joined(self._seen.get_all(sources, weights, make))
+        return ImageSide.joined(self._of_image.get_all(sources, weights, make))
 
     def _image_side(self, features: ImageFeatures) -> ImageSide:
         assert features.trunk is not None
