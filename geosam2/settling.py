@@ -4,8 +4,8 @@ Candidates are parts that one frame saw whole, and cut parts of several frames t
 are taken best first; one that is largely the same ground as a better one that was taken is dropped,
 and so are linked parts that smaller things inside them explain. What is taken depends on what it
 meets alone, so it can be decided piecemeal: a block decides about what it knows everything of, and
-hands the rest up. What is handed up, one small row a part,
-grows with the length of the borders and not with the area; the result is that of one large block.
+hands the rest up. What is handed up, one small row a part, grows with the length of the borders and
+not with the area; the result is that of one large block.
 """
 
 from __future__ import annotations

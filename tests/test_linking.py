@@ -337,6 +337,19 @@ def test_fields_taken_for_one_are_settled_alike_in_blocks_of_any_size(seed, side
     assert settled_in_a_tree(parts, Blocks((0, 0), (3, 4), side), recipe) == whole
 
 
+@pytest.mark.parametrize("layer", ["flat", "parts"])
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_chain_gives_way_to_the_fields_inside_it(side, layer):
+    """Unless parts may overlap: then it stays beside them, as it scores best."""
+    left, right = rectangle(20, 20, 200, 110), rectangle(20, 110, 200, 200)
+    frames = itertools.product(range(2), range(2))
+    masks = ((left | right, 0.9), (left, 0.8), (right, 0.8))
+    parts = {f: [p for r, (m, s) in enumerate(masks) if (p := seen(m, f, r, s))] for f in frames}
+    recipe = Recipe(layer=layer, covered_share=0.4)
+    objects = settled_in_a_tree(parts, Blocks((0, 0), (2, 2), side), recipe)
+    assert {o.name[2] for o in objects} == ({1, 2} if layer == "flat" else {0, 1, 2})
+
+
 def test_what_is_left_out_gives_way_to_something_better():
     """Textbook suppression on what frames saw whole: greedy, by score, on pixels."""
     rng = np.random.default_rng(3)
