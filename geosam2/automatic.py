@@ -61,7 +61,7 @@ class FrameMasks:
     parts: tuple[Part, ...]
     """Best first; their rank is their place here."""
     coverage: float
-    """Share of the frame's valid pixels inside any part, 0..1."""
+    """Share of the valid pixels that were asked about inside any part, 0..1."""
     valid_share: float
     """Share of the frame's core that holds data, 0..1."""
     decoded: int
@@ -166,7 +166,7 @@ def find_masks(
     if recipe.features:
         parts = [_with_feature(p, whole.embedding[0], frame_box) for p in parts]
     covered = _covered(parts, frame_box)
-    cells = _cell_share(valid) > 0.5
+    cells = _cell_share(allowed) > 0.5
     coverage = float(covered[cells].mean()) if cells.any() else 0.0
     return FrameMasks(
         tuple(parts), coverage, float(_core(valid, layout).mean()), decoded + len(points)
@@ -300,7 +300,8 @@ def _ask(
         steady &= iou * stability >= share * recipe.min_score
         logits, iou, stability = logits[steady], iou[steady], stability[steady]
         small = (logits * QUANTUM).round().clamp(-127, 127).to(torch.int8)
-    return _Candidates(small.numpy(), iou.float().numpy(), stability.float().numpy())
+    kept = (small, iou.float(), stability.float())
+    return _Candidates(*(values.cpu().numpy() for values in kept))
 
 
 def _joined(chunks: Sequence[_Candidates], size: int) -> _Candidates:
@@ -521,6 +522,6 @@ def _with_feature(part: Part, embedding: Tensor, frame_box: Box) -> Part:
     soft = part.soft_in(frame_box)
     n = frame_box.shape[0] // rows // CELL
     weights = torch.from_numpy(soft.reshape(rows, n, cols, n).mean(axis=(1, 3))).reshape(-1)
-    flat = embedding.reshape(channels, -1).float()
+    flat = embedding.reshape(channels, -1).float().cpu()
     mean = flat @ (weights / weights.sum().clamp(min=1e-9))
     return replace(part, feature=mean.numpy().astype(np.float16))

@@ -52,13 +52,14 @@ class MemoryJudge:
         bank = MemoryBank(positions="map")
         with torch.inference_mode():
             start = self._encoded(part.frame)
-            out = network.adopt(start, self._mask(part, 1))
+            mask = self._mask(part, 1).to(start.embedding.device)
+            out = network.adopt(start, mask)
             bank.add(
                 network.remember(start, out, prompted=True), self._origin(part.frame), prompted=True
             )
             seen = network.attend(self._encoded(other.frame), bank, self._origin(other.frame))
             answer = network.decode(seen, None, multimask=False)
-        followed = answer.best_logits[0] > 0
+        followed = (answer.best_logits[0] > 0).cpu()
         found = self._mask(other, CELL)[0, 0] > 0.5
         union = (followed | found).sum()
         return float((followed & found).sum() / union) if union else 0.0

@@ -88,8 +88,8 @@ def _look(
         answer = network.decode(features, asked, multimask=True)
         logits, iou = answer.logits.float(), answer.predicted_iou.float()
         best = (iou * stability_scores(logits, offset)).argmax(1)
-        chosen = logits[torch.arange(len(parts)), best]
-        small = (chosen * QUANTUM).round().clamp(-127, 127).to(torch.int8).numpy()
+        chosen = logits[torch.arange(len(parts), device=best.device), best]
+        small = (chosen * QUANTUM).round().clamp(-127, 127).to(torch.int8).cpu().numpy()
     for part, window, mask, data in zip(parts, windows, small, valid, strict=True):
         yield _part(part, window, np.where(_cells(data, len(mask)), mask, np.int8(-127)))
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 
 from geosam2.automatic import find_masks
 from geosam2.parts import Box, Layout, crop_part
 from geosam2.recipe import Recipe
-from geosam2.second_look import look_again
+from geosam2.second_look import _look, look_again
 from geosam2.testing.oracle import ColourOracle, colour_scene
 
 LAYOUT = Layout(128, 64)
@@ -96,11 +97,21 @@ def test_fine_masks_are_looked_at_through_enlarged_pixels():
 
 
 def test_nothing_is_claimed_where_there_is_no_data():
+    class Greedy(ColourOracle):
+        """Takes the whole window for the object."""
+
+        def decode(self, features, prompts, multimask=True):
+            answer = super().decode(features, prompts, multimask)
+            return answer._replace(logits=answer.logits * 0 + 10)
+
+    side = LAYOUT.size
     frame = LAYOUT.frame((2, 2))  # pixels 128 to 256
     pixels = painted(Box(200, 200, 256, 240)).pixels
     old = replace(part_of(Box(200, 200, 252, 240), frame), frame=(2, 2))
-    (found,) = look_again(ColourOracle(), [old], frame, Ground(pixels), 1.0)
-    assert found.box.bottom <= 256
+    (found,) = _look(Greedy(), [old], side, 1, Ground(pixels), 1.0)
+    beyond = found.soft_in(Box(256, 128, 320, 256))  # boxes have a margin of a cell
+    assert (beyond > 0.5).sum() == 0
+    assert found.area > old.area
 
 
 def test_any_number_of_objects_in_their_order():
@@ -113,3 +124,42 @@ def test_any_number_of_objects_in_their_order():
     again = look_again(ColourOracle(), parts, FRAME, Ground(pixels), 1.0)
     assert [p.rank for p in again] == [p.rank for p in parts]
     assert all(a.area == pytest.approx(b.area, rel=0.15) for a, b in zip(again, parts, strict=True))
+
+
+class Away(torch.Tensor):
+    """A tensor on a device whose memory numpy cannot see."""
+
+    def numpy(self, *args, **how):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self, *args, **how):
+        return self.as_subclass(torch.Tensor)
+
+
+class OnDevice(ColourOracle):
+    """Answers from a device, as a network on a GPU does."""
+
+    def encode(self, pixels):
+        features = super().encode(pixels)
+        return features._replace(embedding=features.embedding.as_subclass(Away))
+
+    def decode(self, features, prompts, multimask=True):
+        answer = super().decode(features, prompts, multimask)
+        return answer._replace(
+            logits=answer.logits.as_subclass(Away),
+            predicted_iou=answer.predicted_iou.as_subclass(Away),
+        )
+
+
+def test_answers_may_come_from_a_gpu():
+    pixels, _ = colour_scene((256, 256), 20, seed=5, size=(20, 60))
+    recipe = Recipe(points=(16,), coverage=(), look_again=True)
+    frame, valid = pixels[:, 64:192, 64:192], np.ones((128, 128), bool)
+    here, there = (
+        find_masks(network, frame, valid, LAYOUT, (1, 1), recipe, around=Ground(pixels))
+        for network in (ColourOracle(), OnDevice())
+    )
+    assert len(here.parts) > 3
+    assert [p.key for p in here.parts] == [p.key for p in there.parts]
+    assert all((a.logits == b.logits).all() for a, b in zip(here.parts, there.parts, strict=True))
+    assert all((a.feature == b.feature).all() for a, b in zip(here.parts, there.parts, strict=True))
