@@ -70,10 +70,9 @@ Shapes = Any
 
 def finish(job: Job) -> geopandas.GeoDataFrame:
     """The whole run in this process."""
-    last = None
-    for progress in start(job, InProcess(), resume=True):  # none if it has been finished before
-        last = progress
-    return collect(job, last)
+    for _ in start(job, InProcess(), resume=True):  # none if it has been finished before
+        pass
+    return collect(job)
 
 
 def linked(job: Job) -> Result:

@@ -94,6 +94,10 @@ class PromptJob(Asking):
         """File of a batch's prompts ("asked") or answers ("answered")."""
         return self.folder / kind / f"{batch.name}.parquet"
 
+    def result(self, step: Batch) -> Path:
+        """The file that says that a batch is answered."""
+        return self.path("answered", step)
+
     def do(self, step: Batch) -> dict[str, Any]:
         """Answer the prompts of a batch; the file appears whole or not at all."""
         network, grid = network_of(self), self.grid(step.level)
@@ -134,7 +138,8 @@ def segment_prompts(
 
     Args:
         scene: What `open_scene` takes, or a Scene.
-        prompts: Points, or polygons whose bounding boxes are taken; any CRS. Its columns are kept.
+        prompts: Points, or polygons whose bounding boxes are taken; any CRS. Its columns are kept,
+            but for those that are named as the answer's.
         model: As for `segment_everything`.
         level: Level of the scene; boxes too large for a frame use a coarser one.
         overlap: Pixels shared by neighbouring frames; a quarter of a frame by default.
@@ -159,6 +164,7 @@ def segment_prompts(
         GeoSAM2Error: If the folder holds another run, or this one and `resume` is not asked for.
     """
     scene = open_scene(scene)
+    scene.level(level)  # refused before anything is written
     maker, network = model_maker(model, device)
     remember_network(maker, network)
     asked = _asked(prompts, scene)
@@ -170,7 +176,7 @@ def segment_prompts(
         job = PromptJob(
             scene=scene,
             model=maker,
-            folder=Path(folder),
+            folder=Path(folder).absolute(),
             size=size,
             overlap=overlap,
             chunk=chunk,
@@ -330,10 +336,11 @@ def _decode(network: Network, features: Any, frame: Frame, asked: _Asked) -> tup
         prompts = Prompts(boxes=torch.from_numpy(np.stack(boxes)))
     out = network.decode(features, prompts, multimask=asked.boxes is None)
     best = out.predicted_iou.argmax(1)
-    rows = torch.arange(len(best))
-    logits = out.logits[rows, best]
-    stability = stability_scores(logits, 1.0)
-    return logits.float().numpy(), out.predicted_iou[rows, best].numpy(), stability.numpy()
+    rows = torch.arange(len(best), device=best.device)
+    logits, iou = out.logits[rows, best].float(), out.predicted_iou[rows, best].float()
+    answer = (logits, iou, stability_scores(logits, 1.0))
+    logits, iou, stability = (values.cpu().numpy() for values in answer)
+    return logits, iou, stability
 
 
 def _small(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -421,7 +428,6 @@ def _table(
         shapely.Polygon() if missing else shape
         for shape, missing in zip(table["geometry"], table["geometry"].isna(), strict=True)
     ]
-    table.index = prompts.index
     table.insert(0, "score", table["predicted_iou"] * table["stability"])
     areas = [
         shape.area if scene.crs is None else geodesic_area(shape, scene.crs)
@@ -431,4 +437,6 @@ def _table(
     kept = prompts.drop(columns=prompts.geometry.name)
     kept = kept.drop(columns=[c for c in table.columns if c in kept.columns])
     crs = None if scene.crs is None else scene.crs.to_wkt()
-    return geopandas.GeoDataFrame(kept.join(table), geometry="geometry", crs=crs)
+    # side by side, not joined by an index: two prompts may have the same
+    both = {**dict(kept.items()), **{name: table[name].to_numpy() for name in table}}
+    return geopandas.GeoDataFrame(both, index=prompts.index, geometry="geometry", crs=crs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from geosam2.part_table import write_parts
 from geosam2.parts import Part
-from geosam2.steps import Job, look, network_of
+from geosam2.steps import Job, look, network_of, visited_frames
 from geosam2.tiling import FrameIndex
 
 
@@ -16,7 +16,7 @@ class Estimate:
     """Expected cost of a run; measured on `sampled` frames spread over the scene."""
 
     frames: int
-    """Frames of the scene."""
+    """Frames that are looked at."""
     blocks: int
     """Blocks, the units of work."""
     megapixels: float
@@ -44,11 +44,16 @@ class Estimate:
 
 
 def estimate(job: Job, *, workers: int = 1, samples: int = 3) -> Estimate:
-    """Look at a few frames along the scene's diagonal, after one that warms up."""
-    rows, cols = job.grid.shape
-    first = job.grid.first
-    spread = [(i + 0.5) / samples for i in range(samples)]
-    wanted = [FrameIndex(first.row + int(s * rows), first.col + int(s * cols)) for s in spread]
+    """Look at a few frames spread over those of the run, after one that warms up."""
+    shares = [(i + 0.5) / samples for i in range(samples)]
+    if job.area is None:
+        (rows, cols), (top, left) = job.grid.shape, job.grid.first
+        count = rows * cols
+        wanted = [FrameIndex(top + int(s * rows), left + int(s * cols)) for s in shares]
+    else:
+        visited = visited_frames(job)
+        count = len(visited)
+        wanted = [visited[int(s * count)] for s in shares]
     network = network_of(job)
     look(job, network, job.scene.read_frame(job.grid, wanted[0]))
     parts: list[Part] = []
@@ -61,7 +66,7 @@ def estimate(job: Job, *, workers: int = 1, samples: int = 3) -> Estimate:
         reading += read - began
         finding += time.perf_counter() - read
     return Estimate(
-        frames=len(job.grid),
+        frames=count,
         blocks=len(job.blocks),
         megapixels=job.grid.extent.height * job.grid.extent.width / 1e6,
         sampled=samples,

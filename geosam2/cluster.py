@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from geosam2.blocks import Node
 from geosam2.errors import GeoSAM2Error, InterruptedRunError
 from geosam2.files import whole
 from geosam2.ledger import Ledger, Step, everything_in
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRIES = 3  # of a step, before a block is left out
+PATIENCE = 30.0  # seconds until a worker's file shows here: network file systems take their time
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Progress:
     objects: int
     """Polygons written so far."""
     coverage: float
-    """Share of the valid pixels seen so far that lie in an object, 0..1."""
+    """Share of the valid pixels asked about so far that some frame has a mask for, 0..1.
+
+    Objects that settling or the limits of area drop later count here."""
     failed: tuple[str, ...]
     """Blocks left out: name and reason."""
     resumed: int
@@ -58,6 +62,9 @@ class Work(Protocol):
     @property
     def folder(self) -> Path:
         """Where steps leave their files; all workers see it."""
+
+    def result(self, step: Any) -> Path:
+        """The file that says that a step is done."""
 
     def do(self, step: Any) -> dict[str, Any]:
         """Do one step, which has a `name`; returns figures."""
@@ -133,6 +140,12 @@ class OnDask:
         self._steps[key] = step
         self._done.add(future)
 
+    def close(self) -> None:
+        """Take back what was sent; a step that runs already cannot be stopped."""
+        waiting = [future for future in self._done.futures if not future.done()]
+        with contextlib.suppress(Exception):  # the scheduler may be what was lost
+            self._client.cancel(waiting)  # type: ignore[no-untyped-call]
+
     def next_done(self) -> tuple[Any, dict[str, Any] | BaseException]:
         """Wait for a worker; a lost scheduler ends the run, resumably."""
         import distributed
@@ -153,6 +166,11 @@ class OnDask:
 
 
 def _do(job: Work, step: Any) -> dict[str, Any]:
+    if not job.folder.is_dir():
+        raise GeoSAM2Error(
+            f"a worker does not see the run's folder {job.folder}: give one (--folder, folder=) "
+            "that all workers reach under the same path"
+        )
     return job.do(step)
 
 
@@ -201,7 +219,8 @@ def run(job: Job, executor: Executor) -> Iterator[Progress]:
 
     Raises:
         InterruptedRunError: If the executor is lost.
-        GeoSAM2Error: If a step other than a block's own keeps failing.
+        GeoSAM2Error: If a step other than looking at a block or drawing it keeps failing, if all
+            blocks fail, or if workers do not see the run's folder.
     """
     ledger = Ledger(job.blocks)
     state = _State(job)
@@ -218,6 +237,7 @@ def run(job: Job, executor: Executor) -> Iterator[Progress]:
         ledger.done(step, outcome.get("pending"))
         yield state.note(step, outcome)
     state.save(finished=True)
+    state.check()
 
 
 def outcomes(
@@ -254,7 +274,21 @@ def outcomes(
             if tries[step] < TRIES:
                 again.append(step)
                 continue
+        else:
+            _check_shows(job, step)
         yield step, outcome
+
+
+def _check_shows(job: Work, step: Any) -> None:
+    """A step's file must be here: a worker may have written it to a folder of its own."""
+    path, end = job.result(step), time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            raise GeoSAM2Error(
+                f"step {step.name} was done, but its file {path} is not here: give a folder "
+                "(--folder, folder=) that this process and all workers reach under the same path"
+            )
+        time.sleep(0.2)
 
 
 class _State:
@@ -270,11 +304,22 @@ class _State:
         self._saved = 0.0
 
     def adopt(self, ledger: Ledger) -> set[Step]:
-        """Take over what an earlier run left; returns its steps."""
-        job, before = self._job, set()
+        """Take over what an earlier run left whole; returns its steps.
+
+        What was made without something that is missing now (a block that was left out gets another
+        chance, a file was lost) is made again.
+        """
+        job: Job = self._job
+        self._failed = read_manifest(job.folder)["failed"]
+        before: set[Step] = set()
+        made_anew: set[Node] = set()
         for step in everything_in(job.blocks):
-            path = job.path(step.kind, step.node)
+            path = job.result(step)
             if not path.exists():
+                continue
+            if not (_readable(path) and _rests_on(step, before, made_anew, job)):
+                path.unlink()
+                made_anew |= {step.node} if step.kind == "settle" else set()
                 continue
             before.add(step)
             pending = read_pending(path) if step.kind == "settle" else None
@@ -285,6 +330,15 @@ class _State:
         self._resumed = len(before)
         return before
 
+    def check(self) -> None:
+        """Raises GeoSAM2Error if there is no block that was not left out."""
+        if len(self._failed) >= len(self._job.blocks):
+            name, why = min(self._failed.items())
+            raise GeoSAM2Error(
+                f"all blocks failed ({len(self._failed)}), so nothing was found; block {name} "
+                f"({why}). Mend that and run again with --resume (resume=True)"
+            )
+
     def leave_out(self, step: Step, error: BaseException) -> dict[str, Any]:
         """A block that keeps failing is named and left out; anything else ends the run."""
         if step.kind in ("settle", "join"):
@@ -293,11 +347,14 @@ class _State:
                 f"{self._job.folder}; run again with --resume (resume=True)"
             ) from error
         self._failed[step.node.name] = f"{step.kind}: {error}"
+        self.save(finished=False)  # before anything is made without it
         return {}
 
     def note(self, step: Step, outcome: dict[str, Any]) -> Progress:
         """Count a finished step."""
         self._count(step, outcome)
+        if outcome and self._failed.get(step.node.name, "").startswith(f"{step.kind}:"):
+            del self._failed[step.node.name]  # of an earlier run
         if step.kind in ("draw", "join"):
             self._objects += int(outcome.get("objects", 0))
         if time.monotonic() - self._saved > 5:
@@ -309,7 +366,7 @@ class _State:
             rows * cols,
             self._objects,
             self._covered / self._valid if self._valid else 0.0,
-            tuple(f"block {name} ({why})" for name, why in sorted(self._failed.items())),
+            tuple(named(self._failed)),
             self._resumed,
         )
 
@@ -320,7 +377,7 @@ class _State:
             self._valid += outcome["valid"]
 
     def save(self, *, finished: bool) -> None:
-        """The manifest: for people, and for `finish` to know what is missing."""
+        """The manifest: for people, and for who collects the result or resumes the run."""
         self._saved = time.monotonic()
         write_json(
             self._job.folder / "manifest.json",
@@ -332,6 +389,43 @@ class _State:
                 "failed": self._failed,
             },
         )
+
+
+def _readable(path: Path) -> bool:
+    """False for a file that a crash of the machine left torn."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _rests_on(step: Step, before: set[Step], made_anew: set[Node], job: Job) -> bool:
+    """True if all that a step's result was made from is taken over, too.
+
+    `made_anew`: nodes whose results were not; a block that they held must be drawn again.
+    """
+    blocks, node = job.blocks, step.node
+    if step.kind == "find":
+        return True
+    if step.kind == "settle" and node.level > 0:
+        return before.issuperset(Step("settle", child) for child in blocks.children(node))
+    if step.kind == "join":
+        drawn = before.issuperset(Step("draw", block) for block in blocks.in_order(node))
+        return drawn and Step("settle", node) in before
+    near = [node, *blocks.neighbours(node)]
+    if step.kind == "settle":
+        return before.issuperset(Step("find", block) for block in near)
+    above = {other for block in near for other in blocks.ancestors(block)}
+    return made_anew.isdisjoint(above) and before.issuperset(Step("settle", b) for b in near)
+
+
+def named(failed: dict[str, str]) -> list[str]:
+    """Blocks that were left out, and why, for people."""
+    return [f"block {name} ({why})" for name, why in sorted(failed.items())]
 
 
 def _rows_in(path: Path) -> int:
@@ -346,17 +440,34 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         partial.write_text(json.dumps(values, indent=1))
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What was saved of a run: finished, frames, objects, coverage, failed (block -> reason)."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {"finished": False, "frames": 0, "objects": 0, "coverage": 0.0, "failed": {}}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 # --- the run's folder
+
+OURS = ("find", "settle", "draw", "join", "pieces", "asked", "answered")
 
 
 def prepare(job: Work, identity: dict[str, Any], *, resume: bool) -> None:
     """Open the run's folder: a new one, or that of the same run for `resume`.
 
     Raises:
-        GeoSAM2Error: If the folder holds another run, or this one and `resume` is not asked for.
+        GeoSAM2Error: If the folder holds another run, this one and `resume` is not asked for, or
+            somebody's own folders with our names.
     """
     record = job.folder / "run.json"
     if not record.exists():
+        if taken := [kind for kind in OURS if (job.folder / kind).exists()]:
+            raise GeoSAM2Error(
+                f"{job.folder} is no run's folder and has {', '.join(taken)} in it, which a run "
+                "would write to and delete; give another folder"
+            )
         write_json(record, identity)
         return
     before = json.loads(record.read_text())
@@ -368,23 +479,14 @@ def prepare(job: Work, identity: dict[str, Any], *, resume: bool) -> None:
         )
     if not resume:
         raise GeoSAM2Error(
-            f"{job.folder} holds an unfinished run of the same job; continue it with --resume "
-            "(resume=True), or delete the folder"
+            f"{job.folder} holds a run of the same job; go on with it by --resume (resume=True), "
+            "or delete the folder"
         )
-    manifest = job.folder / "manifest.json"
-    if manifest.exists() and json.loads(manifest.read_text())["failed"]:
-        forget_results(job)  # blocks that were left out get another chance, and change neighbours
-
-
-def forget_results(job: Work) -> None:
-    """Drop everything that was derived from parts; looking at frames is what takes the time."""
-    for kind in ("settle", "draw", "join", "pieces"):
-        shutil.rmtree(job.folder / kind, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
     """Delete what runs leave in a folder, and the folder if nothing else is in it."""
-    for kind in ("find", "settle", "draw", "join", "pieces", "asked", "answered"):
+    for kind in OURS:
         shutil.rmtree(folder / kind, ignore_errors=True)
     for path in (*folder.glob("run.json"), *folder.glob("manifest.json"), *folder.glob(".*.part")):
         path.unlink(missing_ok=True)

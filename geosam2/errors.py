@@ -27,6 +27,10 @@ class PromptError(GeoSAM2Error, ValueError):
     """A point, box or mask that cannot be used: outside, on nodata, not finite, wrong CRS."""
 
 
+class OptionError(GeoSAM2Error, ValueError):
+    """A value of an option that makes no sense, or two that exclude each other."""
+
+
 class ExportError(GeoSAM2Error, OSError):
     """Polygons or masks could not be written."""
 
@@ -49,6 +53,10 @@ class ResolutionWarning(GeoSAM2Warning):
 
 class ExportWarning(GeoSAM2Warning):
     """The output format cannot hold everything."""
+
+
+class LeftOutWarning(GeoSAM2Warning):
+    """Parts of a scene could not be looked at and are missing in the result."""
 
 
 def import_optional(module: str, extra: str) -> object:

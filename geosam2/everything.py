@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +22,17 @@ from geosam2.cluster import (
     Progress,
     Work,
     local_client,
+    named,
     prepare,
+    read_manifest,
     run,
     threads_per_worker,
 )
-from geosam2.errors import GeoreferenceError, GeoSAM2Error, PromptError
+from geosam2.errors import GeoreferenceError, GeoSAM2Error, LeftOutWarning, PromptError
+from geosam2.parts import Layout
 from geosam2.recipe import Recipe, frame_size_for, overlap_for, recipe_for
 from geosam2.scene import Scene, open_scene
-from geosam2.steps import Job, remember_network
+from geosam2.steps import Job, remember_network, visited_frames
 from geosam2.tiling import FrameGrid
 
 if TYPE_CHECKING:
@@ -90,7 +94,7 @@ def segment_everything(
             given as keyword arguments too, such as `min_area_m2=20`, `points=(32, 16)` or
             `layer="parts"`.
         roi: Only objects that lie mostly in this region: a geometry in the scene's CRS, or a
-            GeoSeries or GeoDataFrame in any CRS.
+            GeoSeries or GeoDataFrame in any CRS. Of the scene's bounds what lies in both counts.
         workers: 0 works in this process; more start a local dask cluster.
         client: A `distributed.Client` to use instead.
         folder: Where blocks leave their results; needed to resume. A temporary one by default.
@@ -103,8 +107,11 @@ def segment_everything(
         open_edges, parent, level, model, prompt, source, geometry, and feature (a tuple) for
         `find_similar`. `.attrs` has the coverage and the blocks that were left out.
 
+    Warns:
+        LeftOutWarning: If blocks kept failing and are missing in the result.
+
     Raises:
-        GeoSAM2Error: Wrong options, or a run that cannot go on.
+        GeoSAM2Error: Wrong options, a run that cannot go on, or one in which all blocks failed.
         SourceError: If the scene cannot be opened.
     """
     with contextlib.ExitStack() as stack:
@@ -113,12 +120,18 @@ def segment_everything(
         job = plan(scene, Path(folder), model=model, level=level, recipe=recipe, roi=roi, **choices)
         executor = stack.enter_context(executor_for(job, workers=workers, client=client))
         job = with_threads(job, executor)
-        last: Progress | None = None
         for step in start(job, executor, resume=resume):
-            last = step
             if progress is not None:
                 progress(step)
-        return collect(job, last)
+        found = collect(job)
+    if left_out := found.attrs["left_out"]:
+        warnings.warn(
+            f"{len(left_out)} blocks were left out, the first: {left_out[0]}; run again with "
+            "folder= and resume=True to try them again",
+            LeftOutWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def plan(
@@ -160,23 +173,38 @@ def plan(
     recipe = _recipe(recipe or recipe_for(network), choices)
     size = frame_size or frame_size_for(network)
     overlap = overlap_for(network, size) if overlap is None else overlap
+    Layout(size, overlap)  # refuses overlaps that cannot be linked
     area = region_of_interest(roi, scene)
     if area is not None:
         scene = scene.within(area.bounds)
     grid = FrameGrid.of(scene, level, frame_size=size, overlap=overlap)
-    job = Job(
+    if area is not None:
+        _check_compact(area, grid)
+    return Job(
         scene=scene,
         model=maker,
         recipe=recipe,
         grid=grid,
-        folder=folder,
+        folder=folder.absolute(),  # workers may be elsewhere
         block=block,
         judge=judge,
         region=None if area is None else shapely.to_wkb(area),
         about={"model": network.name, "fingerprint": network.fingerprint},
     )
-    assert job.layout.stride > 0  # Layout refuses overlaps that cannot be linked
-    return job
+
+
+MANY = 100_000  # frames that may lie outside the region of interest before somebody is asked
+
+
+def _check_compact(area: BaseGeometry, grid: FrameGrid) -> None:
+    """Parts that lie far apart, as on both sides of the antimeridian, are regions of their own."""
+    frame = (grid.stride * grid.level.cell_size) ** 2
+    wanted = sum(max(1.0, part.area / frame) for part in shapely.get_parts(area))
+    if len(grid) > MANY and len(grid) > 100 * wanted:
+        raise PromptError(
+            f"the region of interest takes about {wanted:.0f} frames, the box around it "
+            f"{len(grid)}: its parts lie far apart; run them one by one"
+        )
 
 
 def _recipe(recipe: Recipe, choices: dict[str, Any]) -> Recipe:
@@ -208,10 +236,10 @@ def model_maker(model: Any, device: str | None = None) -> tuple[Callable[[], Net
 
 
 def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
-    """A region in the scene's CRS.
+    """A region in the scene's CRS, as far as it lies in the scene's bounds.
 
     Raises:
-        PromptError: If it is empty or no area.
+        PromptError: If it is empty, no area, or outside the scene.
         GeoreferenceError: If its CRS cannot be brought into the scene's.
     """
     if roi is None:
@@ -223,11 +251,18 @@ def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
                 "pixel coordinates without a CRS"
             )
         roi = roi.to_crs(scene.crs) if roi.crs is not None and scene.crs is not None else roi
-        roi = shapely.union_all(np.asarray(roi.geometry))
+        roi = shapely.union_all(shapely.make_valid(np.asarray(roi.geometry)))
     area = shapely.make_valid(roi)
     if area.is_empty or area.area == 0:
         raise PromptError(f"the region of interest is {roi.geom_type} without an area")
-    return area
+    inside = shapely.intersection(area, shapely.box(*scene.bounds))
+    if inside.area == 0:
+        here, there = (", ".join(f"{v:g}" for v in b) for b in (area.bounds, scene.bounds))
+        raise PromptError(
+            f"the region of interest ({here}) is outside the scene ({there}); set its CRS, or "
+            "give another one"
+        )
+    return inside
 
 
 # --- start
@@ -248,14 +283,11 @@ def executor_for(
         yield InProcess()
         return
     _check_travels(job)
-    if client is not None:
-        yield OnDask(client)
-    elif scheduler is not None:
-        with _connected(scheduler) as client:
-            yield OnDask(client)
-    else:
-        with local_client(workers) as client:
-            yield OnDask(client)
+    with contextlib.ExitStack() as stack:
+        if client is None:
+            where = local_client(workers) if scheduler is None else _connected(scheduler)
+            client = stack.enter_context(where)
+        yield stack.enter_context(contextlib.closing(OnDask(client)))
 
 
 @contextlib.contextmanager
@@ -303,7 +335,14 @@ def with_threads(job: AnyWork, executor: Executor) -> AnyWork:
 
 
 def start(job: Job, executor: Executor, *, resume: bool = False) -> Iterator[Progress]:
-    """Open the job's folder and do what is not done yet; see `cluster.run`."""
+    """Open the job's folder and do what is not done yet; see `cluster.run`.
+
+    Raises:
+        LevelError: If a web service would be asked for more tiles than `max_tiles` allows.
+    """
+    grid, visited = job.grid, visited_frames(job) if job.area is not None else None
+    windows = [grid.covered] if visited is None else [grid.window(index) for index in visited]
+    job.scene.reader.check_requests(grid.level, windows)
     prepare(job, identity(job), resume=resume)
     yield from run(job, executor)
 
@@ -323,6 +362,7 @@ def identity(job: Job) -> dict[str, Any]:
         "overlap": job.grid.overlap,
         "block": job.block,
         "judge": job.judge,
+        "bounds": list(job.scene.bounds),
         "region": None if job.region is None else job.region.hex(),
     }
 
@@ -338,7 +378,6 @@ def tables(job: Job) -> Iterator[geopandas.GeoDataFrame]:
     count = 0
     files = [job.path("draw", block) for block in blocks.in_order()]
     files += [job.path("join", node) for node in blocks.nodes()]
-    names: dict[str, int] = {}
     for path in files:
         if not path.exists():
             continue
@@ -347,8 +386,6 @@ def tables(job: Job) -> Iterator[geopandas.GeoDataFrame]:
             continue
         table.insert(0, "id", np.arange(count + 1, count + len(table) + 1))
         count += len(table)
-        if job.recipe.layer == "parts":
-            names.update(zip(table["name"], table["id"], strict=True))
         yield _described(table, job)
 
 
@@ -358,54 +395,52 @@ def _described(table: geopandas.GeoDataFrame, job: Job) -> geopandas.GeoDataFram
     table["prompt"] = "everything"
     table["source"] = job.scene.source
     table["feature"] = [tuple(np.frombuffer(b, np.float32).tolist()) for b in table["feature"]]
-    order = [
-        "id",
-        "name",
-        "score",
-        "predicted_iou",
-        "stability",
-        "area_m2",
-        "frames",
-        "open_edges",
-        "parent",
-        "level",
-        "model",
-        "prompt",
-        "source",
-        "feature",
-        "geometry",
-    ]
-    return table[order]
+    return table[[*COLUMNS]]
 
 
-def collect(job: Job, last: Progress | None = None) -> geopandas.GeoDataFrame:
-    """All polygons of a finished run as one table; `parent` becomes the id of a row."""
+COLUMNS = {
+    "id": "int64",
+    "name": "str",
+    "score": "float64",
+    "predicted_iou": "float64",
+    "stability": "float64",
+    "area_m2": "float64",
+    "frames": "int64",
+    "open_edges": "int64",
+    "parent": "str",
+    "level": "str",
+    "model": "str",
+    "prompt": "str",
+    "source": "str",
+    "feature": "object",
+    "geometry": "geometry",
+}
+"""Columns of `tables` and their types, which tables of nothing have, too."""
+
+
+def nothing(job: Job) -> geopandas.GeoDataFrame:
+    """A table like those of `tables`, without rows."""
     import geopandas
     import pandas as pd
 
-    found = list(tables(job))
-    if not found:
-        return _nothing(job, last)
+    kinds = {name: kind for name, kind in COLUMNS.items() if name != "geometry"}
+    empty = pd.DataFrame({name: pd.Series([], dtype=kind) for name, kind in kinds.items()})
+    crs = None if job.scene.crs is None else job.scene.crs.to_wkt()
+    return geopandas.GeoDataFrame(empty, geometry=[], crs=crs)
+
+
+def collect(job: Job) -> geopandas.GeoDataFrame:
+    """All polygons of a finished run as one table; `parent` becomes the id of a row, 0 = none."""
+    import geopandas
+    import pandas as pd
+
+    found = list(tables(job)) or [nothing(job)]
     whole = geopandas.GeoDataFrame(pd.concat(found, ignore_index=True), crs=found[0].crs)
     ids = dict(zip(whole["name"], whole["id"], strict=True))
-    whole["parent"] = [ids.get(name, 0) for name in whole["parent"]]
-    whole = whole.drop(columns="name")
-    if not job.recipe.features:
-        whole = whole.drop(columns="feature")
-    return _noted(whole, last)
-
-
-def _nothing(job: Job, last: Progress | None) -> geopandas.GeoDataFrame:
-    import geopandas
-
-    columns = ["id", "score", "area_m2", "frames", "open_edges", "geometry"]
-    crs = None if job.scene.crs is None else job.scene.crs.to_wkt()
-    empty = geopandas.GeoDataFrame({c: [] for c in columns}, geometry="geometry", crs=crs)
-    return _noted(empty, last)
-
-
-def _noted(table: geopandas.GeoDataFrame, last: Progress | None) -> geopandas.GeoDataFrame:
-    if last is not None:
-        table.attrs["coverage"] = last.coverage
-        table.attrs["left_out"] = list(last.failed)
-    return table
+    whole["parent"] = np.array([ids.get(name, 0) for name in whole["parent"]], np.int64)
+    dropped = ["name"] if job.recipe.features else ["name", "feature"]
+    whole = whole.drop(columns=dropped)
+    manifest = read_manifest(job.folder)
+    whole.attrs["coverage"] = manifest["coverage"]
+    whole.attrs["left_out"] = named(manifest["failed"])
+    return whole

@@ -26,6 +26,7 @@ from geosam2.automatic import Network, enlarged, find_masks
 from geosam2.blocks import Blocks, Node
 from geosam2.drawing import Figure, figures, paint
 from geosam2.files import whole
+from geosam2.levels import ground_size
 from geosam2.linking import Apart, Judge, Link
 from geosam2.part_table import (
     read_held,
@@ -102,6 +103,10 @@ class Job(Asking):
     def path(self, kind: str, node: Node) -> Path:
         """The file that a step leaves."""
         return self.folder / kind / f"{node.name}.parquet"
+
+    def result(self, step: tuple[Kind, Node]) -> Path:
+        """The file that says that a step is done."""
+        return self.path(*step)
 
     def do(self, step: tuple[Kind, Node]) -> dict[str, Any]:
         """Do one step; what a worker is asked to do."""
@@ -205,6 +210,12 @@ def frames_to_visit(job: Job, block: Node) -> list[FrameKey]:
     return [key for key, hit in zip(frames, meets, strict=True) if hit]
 
 
+def visited_frames(job: Job) -> list[FrameIndex]:
+    """Frames of the whole run that are looked at."""
+    blocks = job.blocks.in_order()
+    return [FrameIndex(*key) for block in blocks for key in frames_to_visit(job, block)]
+
+
 _NETWORKS: dict[Callable[[], Network], Network] = {}
 
 
@@ -214,9 +225,11 @@ def network_of(job: Asking) -> Network:
 
     if job.threads is not None and torch.get_num_threads() != job.threads:
         torch.set_num_threads(job.threads)
-    if job.model not in _NETWORKS:
-        remember_network(job.model, job.model())
-    return _NETWORKS[job.model]
+    network = _NETWORKS.get(job.model)
+    if network is None:  # two threads may make it twice, which does no harm
+        network = job.model()
+        remember_network(job.model, network)
+    return network
 
 
 def remember_network(maker: Callable[[], Network], network: Network) -> None:
@@ -337,15 +350,15 @@ def draw(job: Job, block: Node) -> dict[str, Any]:
         {**_columns(drawn[i], job), "geometry": shape, "node": home[drawn[i].object.name]}
         for i, shape in sorted(shapes.items())
     ]
-    count = 0
-    for node in sorted({row["node"] for row in rows if row["node"].level > 0}):
-        pieces = [row for row in rows if row["node"] == node]
-        _write_rows(job, job.folder / "pieces" / node.name / f"{block.name}.parquet", pieces)
+    for node in list(blocks.ancestors(block))[1:]:
+        path = job.folder / "pieces" / node.name / f"{block.name}.parquet"
+        path.unlink(missing_ok=True)  # of an earlier run, if other blocks were left out there
+        if pieces := [row for row in rows if row["node"] == node]:
+            _write_rows(job, path, pieces)
     whole = [_finished(row, job) for row in rows if row["node"].level == 0]
     kept = [row for row in whole if row is not None]
-    count += len(kept)
     _write_rows(job, job.path("draw", block), kept)  # last: it says that the block is done
-    return {"objects": count}
+    return {"objects": len(kept)}
 
 
 def _settled_in(job: Job, near: list[Node]) -> dict[Node, list[Object]]:
@@ -360,10 +373,12 @@ def _settled_in(job: Job, near: list[Node]) -> dict[Node, list[Object]]:
 
 def _wanted(job: Job, o: Object) -> bool:
     """A generous area filter; the exact area is known when the polygon is."""
-    recipe = job.recipe
-    if job.grid.level.crs is None:
+    recipe, level = job.recipe, job.grid.level
+    if job.scene.crs is None:
         return True
-    area = o.area * job.grid.level.gsd**2
+    left, bottom, right, top = job.grid.bounds(FrameIndex(*o.name[:2]))
+    middle = (left + right) / 2, (bottom + top) / 2
+    area = o.area * ground_size(job.scene.crs, *middle, level.resolution) ** 2
     return recipe.min_area_m2 / 2 <= area <= 2 * recipe.max_area_m2
 
 

@@ -34,10 +34,9 @@ def main() -> None:
     args = parser.parse_args()
     job = plan(args.scene, args.folder, model=ColourOracle(seconds=args.slow), **CHOICES)
     with executor_for(job, workers=args.workers, scheduler=args.scheduler) as executor:
-        last = None
-        for last in start(with_threads(job, executor), executor, resume=args.resume):
-            print(last.step.name, flush=True)
-        table = collect(job, last)
+        for done in start(with_threads(job, executor), executor, resume=args.resume):
+            print(done.step.name, flush=True)
+        table = collect(job)
     table.drop(columns="feature").to_file(args.output, driver="GeoJSON")
 
 

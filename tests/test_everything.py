@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -17,12 +18,16 @@ from torch.nn.functional import avg_pool2d
 from geosam2 import quality
 from geosam2.bulk import segment_prompts
 from geosam2.calibration import estimate
-from geosam2.cluster import InProcess
+from geosam2.cluster import InProcess, prepare
 from geosam2.errors import GeoSAM2Error, LevelError, PromptError
-from geosam2.everything import collect, plan, segment_everything, start, tables
+from geosam2.everything import collect, identity, plan, segment_everything, start, tables
+from geosam2.levels import ground_size
 from geosam2.part_table import read_parts, write_parts
 from geosam2.parts import crop_part
+from geosam2.scene import open_scene
+from geosam2.settling import Object
 from geosam2.similar import find_similar
+from geosam2.steps import _wanted
 from geosam2.testing import write_geotiff
 from geosam2.testing.oracle import ColourOracle, colour_scene
 
@@ -91,6 +96,7 @@ def test_what_one_frame_saw_cut_by_its_border_is_dropped(scene, tmp_path, overla
     job = plan(scene[0], tmp_path / "run", block=8, **choices)
     frame = (job.grid.first.row + 1, job.grid.first.col + 1)
     block = job.blocks.block_of(frame)
+    prepare(job, identity(job), resume=False)
     job.do(("find", block))
     parts = read_parts(job.path("find", block))
     box, logits = job.layout.frame(frame), np.full((32, 32), -80, np.int8)
@@ -147,8 +153,8 @@ def test_the_order_of_steps_changes_nothing(scene, everything, tmp_path):
             return super().next_done()
 
     job = plan(scene[0], tmp_path, block=2, **CHOICES)
-    *_, last = start(job, Backwards())
-    other = collect(job, last)
+    list(start(job, Backwards()))
+    other = collect(job)
     assert shapely.equals_exact(np.asarray(other.geometry), np.asarray(everything.geometry)).all()
     assert other.drop(columns="geometry").equals(everything.drop(columns="geometry"))
 
@@ -185,6 +191,55 @@ def test_a_region_of_interest_saves_work_and_keeps_whole_objects(scene, everythi
     assert (share > 0.49).all()
 
 
+def test_a_region_does_not_reach_beyond_the_scenes_bounds(scene):
+    left, bottom, right, top = GEOBOX.boundingbox.bbox
+    opened = open_scene(scene[0], bounds=(left, bottom, left + 90, top))
+    wide = shapely.box(left, bottom, right, top)
+    some = segment_everything(opened, **CHOICES)
+    both = segment_everything(opened, roi=wide, **CHOICES)
+    assert len(both) == len(some)
+    assert len(quality.matches(np.asarray(both.geometry), np.asarray(some.geometry), 0.95)) > 6
+    with pytest.raises(PromptError, match="outside the scene"):
+        segment_everything(opened, roi=shapely.box(right - 20, bottom, right, top), **CHOICES)
+
+
+def test_a_region_whose_parts_lie_far_apart_is_refused(tmp_path):
+    """Both sides of the antimeridian: the box around them is the world."""
+    sides = [shapely.box(179.99, 10, 180, 10.01), shapely.box(-180, 10, -179.99, 10.01)]
+    roi = geopandas.GeoSeries([shapely.union_all(sides)], crs=4326)
+    world = open_scene("https://127.0.0.1:9/{z}/{x}/{y}.png", max_zoom=18)
+    with pytest.raises(PromptError, match="run them one by one"):
+        plan(world, tmp_path, roi=roi, **CHOICES)
+
+
+def test_a_region_with_a_bow_tie_is_mended(scene, tmp_path):
+    left, bottom, _, top = GEOBOX.boundingbox.bbox
+    ring = [(left, bottom), (left + 80, top), (left + 80, bottom), (left, top)]
+    roi = geopandas.GeoSeries([shapely.Polygon(ring)], crs="EPSG:32633")
+    area = plan(scene[0], tmp_path, roi=roi, **CHOICES).area
+    assert area.is_valid
+    assert area.area == pytest.approx(40 * (top - bottom))
+
+
+def test_no_more_tiles_are_asked_for_than_allowed(tmp_path):
+    world = open_scene("https://127.0.0.1:9/{z}/{x}/{y}.png", max_zoom=12, max_tiles=50)
+    job = plan(world, tmp_path, **CHOICES)
+    with pytest.raises(LevelError, match="max_tiles=50"):
+        next(start(job, InProcess()))
+
+
+def test_large_areas_are_those_of_their_latitude(tmp_path):
+    """In Web Mercator the middle of the source says nothing about the ground far from it."""
+    world = open_scene("https://127.0.0.1:9/{z}/{x}/{y}.png", max_zoom=18)
+    near = world.within((0, 60, 0.001, 60.001), crs=4326)
+    job = plan(near, tmp_path, max_area_m2=1000, **CHOICES)
+    pixels = 800 / ground_size(near.crs, 0, 8399737.89, job.grid.level.resolution) ** 2
+    name = (*job.grid.first, 0)
+    found = Object(name, (name,), pixels, 0.9, 0.9, 1, 0, 1.0, None)
+    assert _wanted(job, found)
+    assert not _wanted(job, replace(found, area=4 * pixels))
+
+
 def test_parts_may_overlap_and_know_their_parent(tmp_path):
     pixels = np.zeros((3, *SHAPE), np.uint8)
     pixels[:, 40:300, 40:420] = np.array([10, 120, 60])[:, None, None]  # a yard over many frames
@@ -215,11 +270,13 @@ def test_parts_may_overlap_and_know_their_parent(tmp_path):
     assert shapely.coverage_is_valid(np.asarray(flat.geometry))
 
 
-def test_a_scene_without_objects_or_data_gives_an_empty_table(tmp_path):
+def test_a_scene_without_objects_or_data_gives_an_empty_table(everything, tmp_path):
     path = write_geotiff(tmp_path / "e.tif", np.zeros((3, *SHAPE), np.uint8), GEOBOX)
     table = segment_everything(path, **CHOICES)
     assert len(table) == 0
     assert table.crs == "EPSG:32633"
+    assert table.dtypes.to_dict() == everything.dtypes.to_dict()
+    assert list(table.columns) == list(everything.columns)
     nodata = write_geotiff(tmp_path / "n.tif", np.zeros((3, *SHAPE), np.uint8), GEOBOX, nodata=0)
     assert len(segment_everything(nodata, **CHOICES)) == 0
 
@@ -246,6 +303,10 @@ def test_an_unfinished_run_is_not_overwritten_and_not_mixed(scene, tmp_path):
     next(start(job, InProcess()))
     with pytest.raises(GeoSAM2Error, match="resume=True"):
         next(start(job, InProcess()))
+    left, bottom, right, top = GEOBOX.boundingbox.bbox
+    smaller = open_scene(scene[0], bounds=(left + 2, bottom, right, top))
+    with pytest.raises(GeoSAM2Error, match=r"another run \(bounds"):
+        next(start(plan(smaller, tmp_path, block=2, **CHOICES), InProcess(), resume=True))
     other = plan(scene[0], tmp_path, block=3, **CHOICES)
     with pytest.raises(GeoSAM2Error, match=r"another run \(block: 2, now 3\)"):
         next(start(other, InProcess(), resume=True))
@@ -300,6 +361,17 @@ def test_prompts_on_a_dask_client_give_what_this_process_gives(scene, answered, 
     found = segment_prompts(scene[0], answered[0], model=FullSize(), client=dask_client)
     assert found.drop(columns="geometry").equals(answered[1].drop(columns="geometry"))
     assert shapely.equals_exact(np.asarray(found.geometry), np.asarray(answered[1].geometry)).all()
+
+
+def test_prompts_may_share_an_index(scene):
+    """As after joining two layers: rows stay rows."""
+    points = inside_points(scene[1])
+    twice = points.set_index(np.zeros(len(points), int)).assign(name=range(len(points)))
+    found = segment_prompts(scene[0], twice, model=ColourOracle())
+    assert found.name.tolist() == list(range(len(points)))
+    assert found.index.tolist() == [0] * len(points)
+    places = np.asarray(points.to_crs(found.crs).geometry)
+    assert shapely.covers(shapely.buffer(np.asarray(found.geometry), 1), places).mean() > 0.9
 
 
 def test_prompts_are_resumed_block_by_block_and_failures_are_named(scene, tmp_path):
@@ -439,10 +511,19 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "out.geojson", "prompted.gpkg", "prompts.geojson"
     ]  # fmt: skip
+    ignored = CliRunner().invoke(
+        command, [path, "-o", "a.gpkg", "--prompts", str(prompts), "--layer", "parts"]
+    )
+    assert ignored.exit_code == 2
+    assert "--layer says nothing about --prompts" in ignored.output
+    here = sorted(tmp_path.iterdir())
     told = CliRunner().invoke(
-        command, [path, "--dry-run", "--points", "8", "--no-coverage"], catch_exceptions=False
+        command,
+        [path, "--dry-run", "--points", "8", "--no-coverage", "-o", str(tmp_path / "dry.gpkg")],
+        catch_exceptions=False,
     )
     assert "frames     6 in" in told.stdout
+    assert sorted(tmp_path.iterdir()) == here
     wrong = CliRunner().invoke(command, [path, "--dry-run", "--points", "a,b"])
     assert wrong.exit_code == 2
     assert "32,16,4" in wrong.output

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geosam2.commands.options import scene_from, scene_options
+from geosam2.commands.options import NAMES, scene_from, scene_options
 
 if TYPE_CHECKING:
     from geosam2.cluster import Progress
@@ -100,10 +100,8 @@ def command(
     if gsd is not None:
         level = level_for(scene, gsd=gsd).index
     if prompts is not None:
-        if output is None or dry_run:
-            raise click.UsageError(
-                "--dry-run tells of a run without --prompts; leave one of them out"
-            )
+        _refuse_with_prompts()
+        assert output is not None
         where = {"workers": workers, "scheduler": scheduler, "resume": resume}
         kept = folder or output.with_name(f"{output.name}.run")
         _prompted(scene, prompts, output, kept, overwrite, model=model, level=level, **where)
@@ -120,9 +118,9 @@ def command(
     }
     choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with contextlib.ExitStack() as stack:
-        if folder is None and output is not None:
+        if folder is None and output is not None and not dry_run:
             folder = output.with_name(output.name + ".run")
-        if folder is None:
+        if folder is None or dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geosam2_")))
         job = plan(
             scene,
@@ -142,6 +140,25 @@ def command(
             return
         assert output is not None
         _do(job, output, workers, scheduler, resume, keep, overwrite)
+
+
+WITH_PROMPTS = (
+    *("source", "output", "model", "level", "gsd", "prompts", "workers", "scheduler"),
+    *("folder", "resume", "keep", "overwrite"),
+)
+"""Parameters that mean something with --prompts, beside those that say how a scene is opened."""
+
+
+def _refuse_with_prompts() -> None:
+    """An option that would be ignored is a mistake."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in (*WITH_PROMPTS, *NAMES):
+            raise click.UsageError(
+                f"{parameter.opts[0]} says nothing about --prompts; leave it out"
+            )
 
 
 def _points(text: str | None) -> tuple[int, ...] | None:
@@ -170,19 +187,18 @@ def _do(
     keep: bool,
     overwrite: bool,
 ) -> None:
-    from geosam2.cluster import remove
+    from geosam2.cluster import named, read_manifest, remove
     from geosam2.everything import executor_for, start, with_threads
 
-    last: Progress | None = None
     with executor_for(job, workers=workers, scheduler=scheduler) as executor:
         if link := getattr(executor, "dashboard", None):
             click.echo(f"dashboard: {link}", err=True)
         job = with_threads(job, executor)
-        for progress in _shown(start(job, executor, resume=resume)):
-            last = progress
+        for _ in _shown(start(job, executor, resume=resume)):
+            pass
     count = _write(job, output, overwrite)
-    left_out = () if last is None else last.failed
-    coverage = 0.0 if last is None else last.coverage
+    manifest = read_manifest(job.folder)
+    coverage, left_out = manifest["coverage"], named(manifest["failed"])
     click.echo(f"{output}: {count} objects, {coverage:.0%} of the valid area", err=True)
     for name in left_out:
         click.echo(f"left out: {name}", err=True)
@@ -210,13 +226,16 @@ def _shown(steps: Iterator[Progress]) -> Iterator[Progress]:
 
 
 def _write(job: Job, output: Path, overwrite: bool) -> int:
-    """One block after the other into the output; an empty table if nothing was found."""
-    from geosam2 import export
-    from geosam2.everything import collect, tables
+    """One block after the other into the output; an empty table if nothing was found.
 
-    found = (table.drop(columns="feature") for table in tables(job))
-    first = next(found, None)
-    some = [collect(job)] if first is None else itertools.chain([first], found)
+    `parent` is the `name` of a row here: its number is not known before all blocks are there.
+    """
+    from geosam2 import export
+    from geosam2.everything import nothing, tables
+
+    found = tables(job)
+    first = next(found, nothing(job))
+    some = (table.drop(columns="feature") for table in itertools.chain([first], found))
     return export.write_many(some, output, overwrite=overwrite)
 
 
@@ -224,7 +243,6 @@ def _tell(job: Job, workers: int) -> None:
     """The estimate in words."""
     from geosam2.calibration import estimate
 
-    job.folder.mkdir(parents=True, exist_ok=True)
     found = estimate(job, workers=max(1, workers))
     hours, rest = divmod(int(found.seconds), 3600)
     click.echo(f"frames     {found.frames} in {found.blocks} blocks, {found.megapixels:.1f} Mpx")
