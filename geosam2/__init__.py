@@ -23,6 +23,8 @@ _EXPORTS = {
     "Segmenter": "geosam2.segmenter",
     "segment": "geosam2.api",
     "segment_everything": "geosam2.everything",
+    "segment_prompts": "geosam2.bulk",
+    "find_similar": "geosam2.similar",
     "pan": "geosam2.propagate",
     "write": "geosam2.export",
     "GeoSAM2Error": "geosam2.errors",

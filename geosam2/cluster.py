@@ -187,6 +187,8 @@ def local_client(workers: int) -> Iterator[distributed.Client]:
     """A dask cluster of `workers` processes with one thread each, for as long as the context."""
     import distributed
 
+    # where a command line shows warnings alone, dask's diary would drown them
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with (
         distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=workers,

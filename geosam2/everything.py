@@ -293,15 +293,17 @@ def executor_for(
 @contextlib.contextmanager
 def _connected(scheduler: str) -> Iterator[distributed.Client]:
     import distributed
+    from distributed.comm.addressing import parse_address, parse_host_port
 
     try:
+        parse_host_port(parse_address(scheduler)[1])  # a client of "foo" would wait for it
         client = distributed.Client(  # type: ignore[no-untyped-call]
             scheduler, timeout=10, set_as_default=False
         )
     except (OSError, ValueError) as error:
         raise GeoSAM2Error(
-            f"no dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`, "
-            "or use --workers"
+            f"no dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler` "
+            "and give its address (tcp://host:8786), or use --workers"
         ) from error
     try:
         yield client

@@ -524,6 +524,24 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     )
     assert "frames     6 in" in told.stdout
     assert sorted(tmp_path.iterdir()) == here
+    similar = tmp_path / "similar.gpkg"
+    ranked = CliRunner().invoke(
+        command,
+        [*args[:1], "-o", str(similar), "--similar-to", str(tmp_path / "out.geojson"), *args[3:]],
+        catch_exceptions=False,
+    )
+    assert ranked.exit_code == 0
+    assert geopandas.read_file(similar).similarity.is_monotonic_decreasing
+    for options, says in (
+        (["--resume"], "there is no run to resume"),
+        (["--level", "auto"], "number or label"),
+        (["--roi", path], "is no vector file"),
+    ):
+        out = str(tmp_path / "other.gpkg")
+        refused = CliRunner().invoke(command, [path, "-o", out, *options])
+        assert refused.exit_code == 2
+        assert says in refused.output
+    assert sorted(tmp_path.iterdir()) == sorted([*here, similar])
     wrong = CliRunner().invoke(command, [path, "--dry-run", "--points", "a,b"])
     assert wrong.exit_code == 2
     assert "32,16,4" in wrong.output

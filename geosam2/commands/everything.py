@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from geosam2.steps import Job
 
 
+STOPPED = 130  # exit code of a process that was interrupted, as shells have it
+
+
 @click.command()
 @click.argument("source")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Vector file to write.")
 @click.option("--model", default="nano", show_default=True, help="Name or path of a model.")
-@click.option("--level", type=int, default=0, show_default=True, help="Level; 0 = native.")
+@click.option(
+    "--level", default="0", show_default=True, help="Level, a number or a label; 0 = native."
+)
 @click.option("--gsd", type=float, help="Metres per pixel to look at, instead of --level.")
 @click.option(
     "--points",
@@ -43,6 +48,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="One layer without overlaps, or all masks with the parent that each lies in.",
 )
+@click.option(
+    "--similar-to",
+    type=click.Path(exists=True),
+    help="Vector file with a few examples: the most similar objects come first.",
+)
 @click.option("--prompts", type=click.Path(exists=True), help="Points or boxes: one polygon each.")
 @click.option("--workers", type=int, default=0, help="Processes; 0 = work in this one.")
 @click.option("--scheduler", help="Address of a dask scheduler, tcp://host:port.")
@@ -59,7 +69,7 @@ def command(
     source: str,
     output: Path | None,
     model: str,
-    level: int,
+    level: str,
     gsd: float | None,
     points: str | None,
     min_area: float,
@@ -69,6 +79,7 @@ def command(
     min_score: float | None,
     roi: str | None,
     layer: str,
+    similar_to: str | None,
     prompts: str | None,
     workers: int,
     scheduler: str | None,
@@ -90,21 +101,19 @@ def command(
     from geosam2.cluster import remove
     from geosam2.everything import plan
     from geosam2.export import check_output
-    from geosam2.levels import level_for
 
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
     if output is not None:
         check_output(output, replaceable=overwrite or dry_run)
     scene = scene_from(source, options)
-    if gsd is not None:
-        level = level_for(scene, gsd=gsd).index
+    number = _level(scene, level, gsd)
     if prompts is not None:
         _refuse_with_prompts()
         assert output is not None
-        where = {"workers": workers, "scheduler": scheduler, "resume": resume}
+        where = {"workers": workers, "scheduler": scheduler, "resume": resume, "level": number}
         kept = folder or output.with_name(f"{output.name}.run")
-        _prompted(scene, prompts, output, kept, overwrite, model=model, level=level, **where)
+        _prompted(scene, prompts, output, kept, overwrite, model=model, **where)
         if not keep:
             remove(kept)
         return
@@ -126,7 +135,7 @@ def command(
             scene,
             folder,
             model=model,
-            level=level,
+            level=number,
             roi=None if roi is None else _read(roi),
             block=block,
             judge=not no_judge,
@@ -139,7 +148,10 @@ def command(
             _tell(job, workers)
             return
         assert output is not None
-        _do(job, output, workers, scheduler, resume, keep, overwrite)
+        examples = None if similar_to is None else _read(similar_to)
+        with _resumable(job):
+            _run(job, workers, scheduler, resume)
+        _finish(job, output, examples, keep, overwrite)
 
 
 WITH_PROMPTS = (
@@ -161,6 +173,18 @@ def _refuse_with_prompts() -> None:
             )
 
 
+def _level(scene: Any, text: str, gsd: float | None) -> int:
+    from geosam2.levels import level_for
+    from geosam2.segmenter import level_from
+
+    if gsd is not None:
+        return level_for(scene, gsd=gsd).index
+    if text == "auto":
+        raise click.UsageError("everything is looked for at one level: give its number or label")
+    index: int = level_from(scene, text).index
+    return index
+
+
 def _points(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -174,32 +198,47 @@ def _points(text: str | None) -> tuple[int, ...] | None:
 
 def _read(path: str) -> Any:
     import geopandas
+    from pyogrio.errors import DataSourceError
 
-    return geopandas.read_file(path)
+    try:
+        return geopandas.read_file(path)
+    except DataSourceError as error:
+        raise click.BadParameter(f"{path} is no vector file that can be read ({error})") from error
 
 
-def _do(
-    job: Job,
-    output: Path,
-    workers: int,
-    scheduler: str | None,
-    resume: bool,
-    keep: bool,
-    overwrite: bool,
-) -> None:
-    from geosam2.cluster import named, read_manifest, remove
+@contextlib.contextmanager
+def _resumable(job: Job) -> Iterator[None]:
+    """Say how to go on when somebody stops the run."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"stopped; go on with --resume --folder {job.folder}", err=True)
+        raise click.exceptions.Exit(STOPPED) from None
+
+
+def _run(job: Job, workers: int, scheduler: str | None, resume: bool) -> None:
     from geosam2.everything import executor_for, start, with_threads
 
+    if resume and not (job.folder / "run.json").exists():
+        raise click.UsageError(f"there is no run to resume in {job.folder}; leave out --resume")
     with executor_for(job, workers=workers, scheduler=scheduler) as executor:
         if link := getattr(executor, "dashboard", None):
             click.echo(f"dashboard: {link}", err=True)
         job = with_threads(job, executor)
         for _ in _shown(start(job, executor, resume=resume)):
             pass
-    count = _write(job, output, overwrite)
+
+
+def _finish(job: Job, output: Path, examples: Any, keep: bool, overwrite: bool) -> None:
+    """Write what was found, and say what was left out."""
+    from geosam2.cluster import named, read_manifest, remove
+
+    count = _write(job, output, examples, overwrite)
     manifest = read_manifest(job.folder)
     coverage, left_out = manifest["coverage"], named(manifest["failed"])
-    click.echo(f"{output}: {count} objects, {coverage:.0%} of the valid area", err=True)
+    if not _quiet():
+        covered = f"masks on {coverage:.0%} of the valid area"
+        click.echo(f"{output}: {count} objects; {covered}", err=True)
     for name in left_out:
         click.echo(f"left out: {name}", err=True)
     if left_out:
@@ -225,14 +264,24 @@ def _shown(steps: Iterator[Progress]) -> Iterator[Progress]:
         bar.close()
 
 
-def _write(job: Job, output: Path, overwrite: bool) -> int:
+def _quiet() -> bool:
+    root = click.get_current_context().find_root()
+    return bool(root.params.get("quiet"))
+
+
+def _write(job: Job, output: Path, examples: Any, overwrite: bool) -> int:
     """One block after the other into the output; an empty table if nothing was found.
 
     `parent` is the `name` of a row here: its number is not known before all blocks are there.
     """
     from geosam2 import export
-    from geosam2.everything import nothing, tables
+    from geosam2.everything import collect, nothing, tables
 
+    if examples is not None:
+        from geosam2.similar import find_similar
+
+        ranked = find_similar(collect(job), examples).drop(columns="feature")
+        return export.write_many([ranked], output, overwrite=overwrite)
     found = tables(job)
     first = next(found, nothing(job))
     some = (table.drop(columns="feature") for table in itertools.chain([first], found))
@@ -266,7 +315,8 @@ def _prompted(
     with _bar("prompt") as advance:
         found = segment_prompts(scene, _read(path), folder=folder, progress=advance, **how)
     export.write(found, output, overwrite=overwrite)
-    click.echo(f"{output}: {len(found)} objects", err=True)
+    if not _quiet():
+        click.echo(f"{output}: {len(found)} objects", err=True)
     for name in found.attrs["left_out"]:
         click.echo(f"left out: {name}", err=True)
     if found.attrs["left_out"]:
