@@ -33,7 +33,7 @@ def scene(rng: np.random.Generator, textures: Sequence[Array], size: int = 352) 
         _patchwork(rng, textures, pixels, labels)
     shapes = _row_of_likes(rng, size) if rng.random() < 0.25 else []
     few = rng.random() < 0.3  # large things are seen whole only where little lies on them
-    shapes += [_shape(rng, size) for _ in range(rng.integers(1, 4 if few else 14))]
+    shapes += [(_shape(rng, size), False) for _ in range(rng.integers(1, 4 if few else 14))]
     fill = None
     for n, (shape, alike) in enumerate(shapes, start=int(labels.max()) + 1):
         if fill is None or not alike:
@@ -76,24 +76,62 @@ def _road(rng: np.random.Generator, pixels: Array, labels: Array, surface: Array
     size = len(labels)
     width = max(3, int(size * np.exp(rng.uniform(np.log(0.012), np.log(0.2)))))
     lines = [_wander(rng, size) for _ in range(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))]
-    image = Image.new("L", (size, size))
-    for line in lines:
-        ImageDraw.Draw(image).line(line, fill=255, width=width, joint="curve")
+    if rng.random() < 0.35:  # a dusty verge of nearly the same colour, which is not the road
+        verge = _along(lines, size, width * rng.uniform(1.3, 2.5))
+        _lay(rng, pixels, verge, surface + rng.normal(0, 15, size=3).astype(np.float32))
+        labels[np.asarray(verge) > 127] = 0
+    image = _along(lines, size, width)
     _lay(rng, pixels, image, surface)
     labels[np.asarray(image) > 127] = int(labels.max()) + 1
     if width < 7 or rng.random() < 0.4:
         return
+    for line in lines:
+        for marks in (_paint(rng, line, size, width), _traffic(rng, line, size, width)):
+            share = np.asarray(marks, np.float32)[..., None] / 255
+            pixels += (rng.uniform(0, 255, size=3).astype(np.float32) - pixels) * share
+
+
+def _along(lines: list[list[tuple[float, float]]], size: int, width: float) -> Image.Image:
+    """Strokes with round joints."""
+    image = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(image)
+    for line in lines:
+        draw.line(line, fill=255, width=round(width))
+        for x, y in line:
+            draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+    return image
+
+
+def _paint(
+    rng: np.random.Generator, line: list[tuple[float, float]], size: int, width: int
+) -> Image.Image:
+    """Dashes along the middle of a road, and zebra crossings, which do not end it."""
     marks = Image.new("L", (size, size))
     draw = ImageDraw.Draw(marks)
-    for line in lines:
-        for start, stop in zip(line[::2], line[1::2], strict=False):
-            draw.line([start, stop], fill=255, width=max(1, width // 16))
-        for place in rng.permutation(line)[: rng.integers(0, 12)]:  # vehicles
-            centre = place + rng.uniform(-0.35, 0.35, size=2) * width
-            angle = rng.uniform(0, np.pi)
-            draw.polygon(_rectangle(centre, width / 3, width / 6, angle), fill=255)
-    share = np.asarray(marks, np.float32)[..., None] / 255
-    pixels += (rng.uniform(0, 255, size=3).astype(np.float32) - pixels) * share
+    for start, stop in zip(line[::2], line[1::2], strict=False):
+        draw.line([start, stop], fill=255, width=max(1, width // 16))
+    points = np.array(line)
+    for i in rng.choice(len(line) - 1, size=rng.integers(0, 3), replace=False):
+        step = points[i + 1] - points[i]
+        angle = float(np.arctan2(step[1], step[0]))
+        across = np.array([-np.sin(angle), np.cos(angle)]) * width
+        length, bars = width * rng.uniform(0.25, 0.7), int(rng.integers(4, 9))
+        for k in np.linspace(-0.45, 0.45, bars):
+            bar = _rectangle(points[i] + k * across, length, 0.45 * width / bars, angle)
+            draw.polygon(bar, fill=255)
+    return marks
+
+
+def _traffic(
+    rng: np.random.Generator, line: list[tuple[float, float]], size: int, width: int
+) -> Image.Image:
+    """Vehicles on a road."""
+    image = Image.new("L", (size, size))
+    for place in rng.permutation(line)[: rng.integers(0, 12)]:
+        centre = place + rng.uniform(-0.35, 0.35, size=2) * width
+        corners = _rectangle(centre, width / 3, width / 6, rng.uniform(0, np.pi))
+        ImageDraw.Draw(image).polygon(corners, fill=255)
+    return image
 
 
 def _lay(rng: np.random.Generator, pixels: Array, shape: Image.Image, fill: Array) -> None:
@@ -142,8 +180,8 @@ def _stripes(rng: np.random.Generator, size: int) -> Array:
     return lines[..., None]
 
 
-def _shape(rng: np.random.Generator, size: int) -> tuple[Image.Image, bool]:
-    """A mask and whether it keeps the last texture (always False)."""
+def _shape(rng: np.random.Generator, size: int) -> Image.Image:
+    """The mask of one thing that stands alone."""
     image = Image.new("L", (size, size))
     draw = ImageDraw.Draw(image)
     kind = rng.choice(["roof", "field", "pond", "blob"], p=[0.35, 0.2, 0.25, 0.2])
@@ -158,11 +196,11 @@ def _shape(rng: np.random.Generator, size: int) -> tuple[Image.Image, bool]:
         draw.polygon(_loop(rng, centre, reach, count, wobble), fill=255)
     if kind == "pond" and rng.random() < 0.3:  # an island
         draw.polygon(_loop(rng, centre, reach * 0.3, 20, 0.3), fill=0)
-    return image, False
+    return image
 
 
 def _row_of_likes(rng: np.random.Generator, size: int) -> list[tuple[Image.Image, bool]]:
-    """Equal things side by side, as in a car park or a marina."""
+    """Equal things side by side, as in a car park or a marina: masks, and who looks as the last."""
     length, width = rng.uniform(10, 40), rng.uniform(6, 20)
     angle, gap = rng.uniform(0, np.pi), rng.uniform(1.2, 2.0)
     start = rng.uniform(0.1, 0.5, size=2) * size
