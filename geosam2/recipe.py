@@ -28,11 +28,18 @@ class Recipe:
     points: tuple[int, ...] = (32, 16, 4)
     """Points per side: on the frame, on each of 4 zoomed regions, on each of 16; 0 = leave out."""
     min_iou: float = 0.7
-    """Masks with a lower predicted IoU are dropped."""
+    """Masks with a lower predicted IoU are dropped.
+
+    This limit and the next two hold for a frame's own look: where `look_again` asks a second time,
+    the new mask's scores are written, and they may lie below them."""
     min_stability: float = 0.85
-    """Masks whose area changes more when the threshold moves are dropped (IoU of the two)."""
+    """Masks whose area changes more when the threshold moves are dropped (IoU of the two).
+
+    For a frame's own look, as `min_iou`."""
     min_score: float = 0.0
-    """Masks whose predicted IoU x stability is lower are dropped."""
+    """Masks whose predicted IoU x stability is lower are dropped.
+
+    For a frame's own look, as `min_iou`."""
     stability_offset: float = 1.0
     """By how many logits the threshold moves, up and down."""
     duplicate_iou: float = 0.7
@@ -70,11 +77,15 @@ class Recipe:
     """Points per call of the mask decoder."""
 
     def __post_init__(self) -> None:
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise PromptError(
-                    f"{name} is {getattr(self, name)}; it is a share, give a number from 0 to 1"
-                )
+        shares = [(name, getattr(self, name)) for name in _SHARES]
+        for name, share in [*shares, *(("coverage", x) for x in self.coverage)]:
+            if not 0 <= share <= 1:
+                raise PromptError(f"{name} is {share}; it is a share, give a number from 0 to 1")
+        if not self.stability_offset > 0 or not self.gap_logit >= 0:
+            raise PromptError(
+                f"stability_offset={self.stability_offset}: must be above 0; "
+                f"gap_logit={self.gap_logit}: at least 0"
+            )
         if not 1 <= len(self.points) <= 3 or min(self.points) < 0 or max(self.points) < 1:
             raise PromptError(
                 f"points is {self.points}; give 1 to 3 numbers >= 0 (points per side of the frame, "
@@ -99,7 +110,15 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The reverse of `to_dict`, lists for tuples allowed."""
+        """The reverse of `to_dict`, lists for tuples allowed.
+
+        Raises:
+            PromptError: If a name is not a field of the recipe, or a value cannot be used.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise PromptError(f"a recipe has no {unknown}; it has {known}")
         given: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }

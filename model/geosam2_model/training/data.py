@@ -29,6 +29,25 @@ FILLS, PLAIN_FILLS = (0.004, 0.6), (0.012, 0.6)
 """Share of a crop that its object fills: when training, when judging."""
 MIN_PIXELS = 24
 """Objects that show fewer pixels than this in a crop are not asked for."""
+SMALLEST = 16
+"""Pictures must have so many pixels along each side: the smallest window that is cut out."""
+MOST_DRAWS = 1000
+"""After so many crops that show nothing to ask for, there is nothing."""
+
+
+_CONVERTED = {
+    "L": "L",
+    "RGB": "RGB",
+    "I;16": "I;16",
+    "1": "L",
+    "LA": "L",
+    "P": "RGB",
+    "PA": "RGB",
+    "RGBA": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+}
+"""Pillow's modes that are read, and as what; transparency is no band."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,12 @@ class Picture:
                     f"{self.name}: labels are {raster.shape}, the image is "
                     f"{self.pixels.shape[:2]}; both must be on one grid."
                 )
+        height, width = self.pixels.shape[:2]
+        if self.labels and min(height, width) < SMALLEST:
+            raise InputError(
+                f"{self.name} is {height} x {width} pixels; leave it out, training needs at least "
+                f"{SMALLEST} along each side."
+            )
 
     @cached_property
     def limits(self) -> Array:
@@ -59,7 +84,10 @@ class Picture:
             bands = self.pixels.shape[2]
             return np.stack([np.zeros(bands), np.full(bands, 255.0)])
         seen = self.pixels[::3, ::3].reshape(-1, self.pixels.shape[2])
-        return np.percentile(seen[seen.any(1)], [2, 98], axis=0)
+        seen = seen[seen.any(1)]
+        if not len(seen):  # all is 0, and stays black
+            return np.stack([np.zeros(seen.shape[1]), np.ones(seen.shape[1])])
+        return np.percentile(seen, [2, 98], axis=0)
 
     @cached_property
     def objects(self) -> list[tuple[int, int, int, tuple[int, int, int, int]]]:
@@ -91,13 +119,12 @@ class Crop:
 
 
 def read_image(path: Path) -> Array:
-    """An image file as (H, W, bands); TIFF with any number of bands and bits through tifffile."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        pixels = np.asarray(Image.open(path))
-    else:
-        import tifffile
+    """An image file as (H, W, bands); TIFF with any number of bands and bits through tifffile.
 
-        pixels = tifffile.imread(path)
+    Raises:
+        InputError: If its pixels are no uint8 or uint16, or of a kind that has no bands.
+    """
+    pixels = _read_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _read_plain(path)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     elif pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):
@@ -105,6 +132,24 @@ def read_image(path: Path) -> Array:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: pixels are {pixels.dtype}; training reads uint8 and uint16.")
     return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+
+def _read_plain(path: Path) -> Array:
+    """JPEG and PNG: stored bands as they are, colours in place of a palette's numbers."""
+    with Image.open(path) as image:
+        if image.mode not in _CONVERTED:
+            raise InputError(
+                f"{path}: pixels are of mode {image.mode!r}; save it as grey or RGB, 8 or 16 bits."
+            )
+        wanted = _CONVERTED[image.mode]
+        return np.asarray(image if image.mode == wanted else image.convert(wanted))
+
+
+def _read_tiff(path: Path) -> Array:
+    import tifffile
+
+    pixels: Array = tifffile.imread(path)
+    return pixels
 
 
 def read_labels(path: Path) -> Array:
@@ -140,31 +185,33 @@ class Source:
             yield Picture(f"{self.path.name}/{path.stem}", read_image(path), labels, self.rgb)
 
 
-def _parts(split: Path | None, source: str | None) -> dict[str, str]:
-    """Image stem -> "train" or "dev", of one source or of all."""
-    if split is not None and not split.exists():
+def _parts(split: Path | None) -> dict[str, dict[str, str]]:
+    """Source -> image stem -> "train" or "dev"."""
+    if split is None:
+        return {}
+    if not split.exists():
         raise InputError(
             f"there is no {split}, which says what may be trained on; paths in a recipe are "
             "relative to the working directory."
         )
-    known = {} if split is None else json.loads(split.read_text())
-    return {
-        stem: part
-        for name, images in known.items()
-        if source is None or name == source
-        for stem, part in images.items()
-    }
+    parts: dict[str, dict[str, str]] = json.loads(split.read_text())
+    return parts
 
 
 def keep_training(split: Path | None) -> Callable[[str], bool]:
     """Whether an image may be trained on; a place held back by one source is so in all."""
-    parts = _parts(split, None)
-    return lambda stem: parts.get(stem, "train") == "train"
+    held = {
+        stem
+        for source in _parts(split).values()
+        for stem, part in source.items()
+        if part != "train"
+    }
+    return lambda stem: stem not in held
 
 
 def keep_development(split: Path | None, source: str) -> Callable[[str], bool]:
     """Whether an image of a source is held back."""
-    parts = _parts(split, source)
+    parts = _parts(split).get(source, {})
     return lambda stem: parts.get(stem) == "dev"
 
 
@@ -209,13 +256,27 @@ class Crops:
             self.odds.append(odds / odds.sum())
 
     def draw(self, rng: np.random.Generator, size: int, objects: int) -> Crop:
-        """A crop of `size` pixels with 1 to `objects` objects."""
-        while True:
+        """A crop of `size` pixels with 1 to `objects` objects.
+
+        Raises:
+            InputError: If no object can be shown.
+        """
+        for _ in range(MOST_DRAWS):
             group = rng.choice(len(self.pictures), p=self.shares)
             picture = self.pictures[group][rng.choice(len(self.odds[group]), p=self.odds[group])]
             crop = draw_crop(rng, picture, size, objects)
             if crop is not None:
                 return crop
+        raise nothing_to_show(picture)
+
+
+def nothing_to_show(picture: Picture) -> InputError:
+    """What to raise after `MOST_DRAWS` crops in vain."""
+    return InputError(
+        f"no crop of {picture.name} (the last of {MOST_DRAWS} that were tried) shows an object and "
+        "ground beside it; an object must not cover the whole picture, and must have at least "
+        f"{MIN_PIXELS} pixels."
+    )
 
 
 def draw_crop(
@@ -263,7 +324,7 @@ def _window(
     """
     height, width = picture.pixels.shape[:2]
     side = int(np.clip(np.sqrt(area), size / 8, size * 8))
-    side = max(16, min(side, height, width))
+    side = min(max(SMALLEST, side), height, width)
     if rng.random() < 0.7:  # around the middle of its box
         row, column = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     else:  # around any of its pixels

@@ -8,6 +8,7 @@ judges the bare network as a run does: crops around one object, nothing chosen a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,12 +51,17 @@ def held_back(recipe: Recipe) -> dict[str, list[data.Crop]]:
 
 
 def plain_crop(rng: np.random.Generator, pictures: list[data.Picture]) -> data.Crop:
-    """A crop of 256 px around one object, colours as they are."""
-    while True:
+    """A crop of 256 px around one object, colours as they are.
+
+    Raises:
+        InputError: If no object of the pictures can be shown.
+    """
+    for _ in range(data.MOST_DRAWS):
         picture = pictures[rng.integers(len(pictures))]
         crop = data.draw_crop(rng, picture, 256, 1, plain=True)
         if crop is not None:
             return crop
+    raise data.nothing_to_show(picture)
 
 
 def dev_figures(model: SAM2, held: dict[str, list[data.Crop]]) -> dict[str, float]:
@@ -110,14 +116,20 @@ def iou(found: data.Array, wanted: data.Array) -> float:
     return float(np.logical_and(found, wanted).sum() / either) if either else 1.0
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, without those that a killed run did not write to their end."""
+    lines = []
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return [x for x in lines if isinstance(x, dict) and "step" in x]
+
+
 def draw_curves(log: Path, out: Path) -> None:
     """Loss and dev figures of a run as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = read_log(log)
     figure = Figure(figsize=(11, 4))
     left, right = figure.subplots(1, 2)
     steps = [(x["step"], x["loss"]) for x in lines if "loss" in x]
@@ -147,7 +159,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         held = held_back(replace(Recipe.read(given.recipe), judged=given.objects))
-        models = {name: load(name) for name in given.weights}
+        models = {name: load(name, device="cpu") for name in given.weights}
     except ModelError as error:
         parser.error(str(error))
     for name, model in models.items():

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 from geosam2_model.checkpoints import load, save
 from geosam2_model.config import VARIANTS
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training import data, judge, optimiser, sequences
+from geosam2_model.training import data, identity, judge, optimiser, sequences
 from geosam2_model.training.losses import coverage, interaction_loss
 from geosam2_model.training.prompts import KINDS, Question, ask, correct
 from geosam2_model.training.recipe import Phase, Recipe
@@ -36,12 +36,17 @@ from geosam2_model.trunks.efficientnet_lite import EfficientNetLite0, load_image
 
 STATE = "state.safetensors"
 BEST = "best.safetensors"
+LOG = "log.jsonl"
+OLD_BEST = "best.json"
+"""Held the best score and its step until they moved into the metadata of `BEST`."""
 
 
 def new_model(recipe: Recipe) -> SAM2:
     """The network that training starts from; parts that the start has not begin untrained."""
     if recipe.start:
-        start, wanted = load(recipe.start), VARIANTS[recipe.variant]
+        # on the CPU in float32, whatever would be faster to use: small steps vanish in bfloat16
+        start = load(recipe.start, device="cpu", dtype=torch.float32)
+        wanted = VARIANTS[recipe.variant]
         if start.config.name != wanted.name or start.config == wanted:
             return start
         model = SAM2(wanted)
@@ -134,6 +139,8 @@ class Trainer:
     held_back: dict[str, list[data.Crop]]
     rank: int
     model: SAM2
+    identity: identity.Identity = field(default_factory=dict)
+    """Written into the state, so that no other run goes on from it."""
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -151,12 +158,10 @@ class Trainer:
     def run(self) -> None:
         """All phases, from the last checkpoint on."""
         self.resume()
-        while True:
-            try:
-                phase, within = phase_at(self.recipe, self.step)
-            except IndexError:
-                break
-            self.advance(phase, within)
+        if self.step == 0:  # the start is the first best: at worst, it is what is handed out
+            self.judge()
+        while self.step < sum(phase.steps for phase in self.recipe.phases):
+            self.advance(*phase_at(self.recipe, self.step))
             if self.rank == 0 and self.step % self.recipe.save_every == 0:
                 self.save()
             if self.step % self.recipe.judge_every == 0:
@@ -211,14 +216,26 @@ class Trainer:
         if self.rank == 0:
             figures = self._judged()
             self._log({"dev": figures})
-            judge.draw_curves(self.out / "log.jsonl", self.out / "curves.png")
-            best = self.out / "best.json"
-            before = json.loads(best.read_text())["score"] if best.exists() else -1.0
-            if figures["score"] > before:
-                save(self.model, self.out / BEST, weights=self.average)
-                best.write_text(json.dumps({"step": self.step, **figures}))
+            judge.draw_curves(self.out / LOG, self.out / "curves.png")
+            if self.step == 0 or figures["score"] > self._best_score():
+                self._save_best(figures["score"])
         if dist.is_initialized():
             dist.barrier()
+
+    def _best_score(self) -> float:
+        """Score of the best checkpoint so far, -1 if there is none."""
+        best, older = self.out / BEST, self.out / OLD_BEST
+        said = identity.metadata(best).get("score") if best.exists() else None
+        if said is None and older.exists():  # the run was begun by an older version
+            with contextlib.suppress(ValueError, KeyError):
+                said = json.loads(older.read_text())["score"]
+        return -1.0 if said is None else float(said)
+
+    def _save_best(self, score: float) -> None:
+        # score and weights in one file: a run that is killed here has both of the old or of the new
+        told = {"step": str(self.step), "score": str(score)}
+        save(self.model, self.out / BEST, weights=self.average, metadata=told)
+        (self.out / OLD_BEST).unlink(missing_ok=True)
 
     def _judged(self) -> dict[str, float]:
         own = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -231,7 +248,7 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         seconds = round(time.monotonic() - self.started, 1)
-        with (self.out / "log.jsonl").open("a") as log:
+        with (self.out / LOG).open("a") as log:
             log.write(json.dumps({"step": self.step, "seconds": seconds, **values}) + "\n")
 
     def save(self) -> None:
@@ -243,15 +260,19 @@ class Trainer:
                 for key, value in one.state.get(p, {}).items():
                     tensors[f"optimiser.{key}.{name}"] = value
         partial = self.out / f"{STATE}.tmp"
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial,
-                  {"step": str(self.step)})  # fmt: skip
+        told = {"step": str(self.step), identity.KEY: json.dumps(self.identity)}
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, told)
         partial.replace(self.out / STATE)
 
     def resume(self) -> None:
         """Go on from the last checkpoint of the run's folder, if there is one."""
         path = self.out / STATE
-        if not path.exists():
-            return
+        if path.exists():
+            self._take_up(path)
+        if self.rank == 0:
+            self._mend_log()
+
+    def _take_up(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
             self.step = int(file.metadata()["step"])
             names = list(file.keys())
@@ -263,6 +284,16 @@ class Trainer:
                 _, what, name = key.split(".", 2)
                 self._optimiser_of(known[name]).state[known[name]][what] = get(key)
 
+    def _mend_log(self) -> None:
+        """Drop what was logged after the state was saved; those steps are done again."""
+        log = self.out / LOG
+        if not log.exists():
+            return
+        lines = [x for x in judge.read_log(log) if x["step"] <= self.step] if self.step else []
+        partial = log.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(x) + "\n" for x in lines))
+        partial.replace(log)
+
     def _optimiser_of(self, p: Tensor) -> torch.optim.Optimizer:
         adam, muon = self.optimisers
         return muon if any(p is one for one in muon.param_groups[0]["params"]) else adam
@@ -270,9 +301,10 @@ class Trainer:
 
 def open_trunk(model: SAM2, phase: Phase) -> None:
     """Let the trunk, or its later blocks, be trained if the phase says so; hold what it names."""
+    model.requires_grad_(True)  # an earlier phase may have held something
     trunk = model.image_encoder.trunk
     trunk.requires_grad_(phase.trunk_lr > 0)
-    if isinstance(trunk, EfficientNetLite0):
+    if isinstance(trunk, EfficientNetLite0) and phase.trunk_from:
         for part in (trunk.stem, *trunk.blocks[: phase.trunk_from]):
             part.requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -311,40 +343,75 @@ def tiny_is_zero() -> Iterator[None]:
         torch.set_flush_denormal(False)  # other code may count on them
 
 
-def _process(recipe: Recipe, pictures: Pictures, rank: int, meeting: str) -> None:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one core meanwhile, and whoever draws numbers afterwards sees no change.
+
+    Threads that wait for each other at every small layer cost more than they do.
+    """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _process(
+    recipe: Recipe, pictures: Pictures, same: identity.Identity, rank: int, meeting: str
+) -> None:
     if recipe.processes > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes
         )
-    with tiny_is_zero():
-        Trainer(recipe, *pictures, rank, new_model(recipe)).run()
+    with one_thread(), tiny_is_zero():
+        Trainer(recipe, *pictures, rank, new_model(recipe), same).run()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+def identity_of(recipe: Recipe, pictures: Pictures | None = None) -> identity.Identity:
+    """What the run in the recipe's folder must be for `train` to go on with it.
+
+    Raises:
+        InputError: If that folder holds another run.
+        CheckpointError: If there are no such weights to start from.
+    """
+    if pictures is None:
+        same = identity.of_recipe(recipe)
+    else:
+        same = identity.of_pictures(recipe, *pictures)
+    identity.check(recipe.out, same, STATE, from_file=pictures is None)
+    return same
+
+
 def train(recipe: Recipe, pictures: Pictures | None = None) -> Path:
-    """Run a recipe to its end; returns the best checkpoint.
+    """Run a recipe to its end; returns the best checkpoint, at worst the weights of the start.
+
+    A run that was stopped in the recipe's folder goes on. Training is on the CPU, in float32.
 
     Args:
         recipe: What to do.
         pictures: What to draw crops from and what to judge by; default the recipe's sources.
 
     Raises:
+        InputError: If the folder holds another run, or a picture cannot be trained on.
         RuntimeError: If a process died; its own message is on stderr.
     """
+    same = identity_of(recipe, pictures)
     recipe.out.mkdir(parents=True, exist_ok=True)
     if pictures is None:
         pictures = training_crops(recipe), judge.held_back(recipe)
     if recipe.processes == 1:
-        _process(recipe, pictures, 0, "")
+        _process(recipe, pictures, same, 0, "")
         return recipe.out / BEST
     with tempfile.TemporaryDirectory() as folder:
         meeting = os.path.join(folder, "meeting")  # noqa: PTH118
         # forked, so that the pictures are held once
         context = get_context("fork")
         workers = [
-            context.Process(target=_process, args=(recipe, pictures, rank, meeting))
+            context.Process(target=_process, args=(recipe, pictures, same, rank, meeting))
             for rank in range(recipe.processes)
         ]
         for worker in workers:

@@ -40,7 +40,8 @@ class Phase:
     trunk_lr: float = 0.0
     """Factor on `lr` for the trunk; 0 keeps it as it is."""
     trunk_from: int = 3
-    """First block of a convolutional trunk that is trained; what is before it stays."""
+    """First block of a convolutional trunk that is trained; what is before it, and the stem, stay.
+    0 trains the stem as well."""
     frozen: tuple[str, ...] = ()
     """Names of parameters that start like one of these stay as they are."""
     kinds: tuple[float, ...] = (0.5, 0.12, 0.12, 0.18, 0.08)
