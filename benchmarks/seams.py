@@ -27,10 +27,12 @@ scene that cross a frame's border.
 
 The last line is JSON, of "auto" and then of each variant: `followed_iou_N`: mean IoU with the truth
 for objects of N frames; `of_coarse_N`: as a share of what "coarse" reached, where it saw the object
-at all; `split_rate`: share of found seam-crossing objects that came out in parts; `straight_edge`:
-share of outline along frame borders; `phase_iou`: IoU of two runs with frames half a frame apart;
-`swallowed`: share of the look-alike that was taken in. `real_` is for labelled pictures. Seconds
-are processor time without reading and encoding, so that a machine at work gives them, too.
+at all; `split_rate`: share of found seam-crossing objects that came out in parts, a part being what
+covers more than a tenth of the object; `not_found`: objects of which nothing has such a part, which
+`split_rate` leaves out; `straight_edge`: share of outline along frame borders; `phase_iou`: IoU of
+two runs with frames half a frame apart; `swallowed`: share of the look-alike that was taken in.
+`real_` is for labelled pictures. Seconds are processor time without reading and encoding, so that a
+machine at work gives them, too.
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ DUBAI = (("tile5_003", 2), ("tile4_006", 43), ("tile4_004", 45), ("tile4_003", 4
 """Pictures and labelled objects of 4 to 9 frames: a creek, lagoons, a park."""
 PUCALLPA = (("1985", 1), ("2005", 1))
 SEEN = 0.5  # IoU from which "coarse" saw the object at all; it does not see thin ones
+PART = 0.1  # of the object: what covers no more of it is a crumb and no part
 FITS = 0.6  # of a frame: an object of that size is whole on the frame that holds its middle
 LARGE = 32 * 32  # pixels from which a mask counts as large in the vector rule
 LONGEST = 15.0, 4.0  # processor seconds, and more a frame, after which a variant is stopped
@@ -399,6 +402,7 @@ def measured(
         "variant": variant,
         "iou": quality.polygon_iou(found.outline, case.truth),
         "looks": len(found.frames),
+        "found": bool(parts_on(found, case)),
         "split": split(found, case) if len(found.frames) > 1 else None,
         "straight_edge": quality.straight_edge(
             np.array([found.outline], object),
@@ -419,11 +423,21 @@ def measured(
     return row, found.outline
 
 
-def split(found: Found, case: Case) -> float:
-    """1 if the parts of the result that lie on the object are more than one."""
+def split(found: Found, case: Case) -> float | None:
+    """1 if the object came out in more than one part, 0 if in one, None if it was not found.
+
+    A part is a polygon of the result that covers more than 10 % of the true outline's area, so
+    crumbs beside the object and specks inside it do not count.
+    """
+    parts = parts_on(found, case)
+    return float(len(parts) > 1) if parts else None
+
+
+def parts_on(found: Found, case: Case) -> list[shapely.Geometry]:
+    """Polygons of the result that cover more than `PART` of the object."""
+    least = PART * case.truth.area
     parts = shapely.get_parts(found.outline)
-    on_it = [p for p in parts if p.intersection(case.truth).area > 0.1 * case.truth.area]
-    return float(len(on_it) > 1)
+    return [part for part in parts if part.intersection(case.truth).area > least]
 
 
 def phase_iou(
@@ -482,6 +496,7 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float | None]:
             names = {"split": "split_rate", "agreement": "overlap_agreement"}
             for key in ("split", "straight_edge", "agreement", "phase_iou", "swallowed"):
                 found[start + names.get(key, key)] = mean(some, key)
+            found[f"{start}not_found"] = sum(not row["found"] for row in some)
             found[f"{start}seconds_per_frame"] = sum(r["seconds"] for r in some) / max(
                 sum(r["looks"] for r in some), 1
             )
@@ -557,11 +572,11 @@ def case_rows(
 
 
 def kept_rows(path: Path | None, fingerprint: str) -> list[dict[str, Any]]:
-    """Rows of an earlier run with the same weights."""
+    """Rows of an earlier run with the same weights; none of when it was not said what is found."""
     if path is None or not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if row["model"] == fingerprint]
+    return [row for row in rows if row["model"] == fingerprint and "found" in row]
 
 
 def keep(path: Path | None, fingerprint: str, row: dict[str, Any]) -> None:

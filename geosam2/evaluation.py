@@ -10,7 +10,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from geosam2.errors import GeoreferenceError, SourceError
+from geosam2.errors import GeoreferenceError, SourceError, import_optional
+from geosam2.regions import iou
 
 if TYPE_CHECKING:
     from geosam2_model import SAM2
 
     from geosam2.masklet import Masklet
-    from geosam2.scene import Scene
+    from geosam2.scene import Scene, StretchLike
 
 Mask = npt.NDArray[np.bool_]
 Click = tuple[float, float, int]
@@ -35,6 +38,8 @@ SMALLEST = 20
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
 LARGEST_CROP = 512
 """Larger crops around an object are shrunk to this before anybody sees them."""
+SURROUNDINGS = 2.5
+"""The boundary of an object is judged in a square so many times as long as its box."""
 REPORTED = (1, 3, 5)
 """IoU is given after so many clicks."""
 GOALS = (0.85, 0.90)
@@ -42,12 +47,6 @@ GOALS = (0.85, 0.90)
 
 
 # -- metrics
-
-
-def iou(found: Mask, truth: Mask) -> float:
-    """Intersection over union, the region measure J of DAVIS; two empty masks agree: 1."""
-    either = int(np.logical_or(found, truth).sum())
-    return int(np.logical_and(found, truth).sum()) / either if either else 1.0
 
 
 def outline(mask: Mask) -> Mask:
@@ -59,25 +58,52 @@ def outline(mask: Mask) -> Mask:
     return edges
 
 
-def boundary_f(found: Mask, truth: Mask, tolerance: float = 0.008) -> float:
-    """Boundary measure F of DAVIS.
+def boundary_f(
+    found: Mask, truth: Mask, tolerance: float = 0.008, *, diagonal: float | None = None
+) -> float:
+    """Boundary measure F of DAVIS, which videos are judged by.
 
     Args:
         found: (H, W).
         truth: (H, W).
-        tolerance: Outlines may differ by this share of the image's diagonal, rounded up to pixels.
+        tolerance: Outlines may differ by this share of the diagonal, rounded up to pixels.
+        diagonal: In pixels; None takes the image's, as DAVIS does.
     """
-    from scipy.ndimage import distance_transform_edt
-
-    reach = np.ceil(tolerance * np.hypot(*truth.shape))
+    distances = _ndimage().distance_transform_edt
+    reach = np.ceil(tolerance * (np.hypot(*truth.shape) if diagonal is None else diagonal))
     ours, theirs = outline(found), outline(truth)
     box = _box(ours | theirs)
     ours, theirs = ours[box], theirs[box]  # distances between them do not change
     if not ours.any() or not theirs.any():
         return float(ours.any() == theirs.any())
-    precision = float((distance_transform_edt(~theirs)[ours] <= reach).mean())
-    recall = float((distance_transform_edt(~ours)[theirs] <= reach).mean())
+    precision = float((distances(~theirs)[ours] <= reach).mean())
+    recall = float((distances(~ours)[theirs] <= reach).mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def boundary_f_of_object(found: Mask, truth: Mask) -> float:
+    """Boundary measure F in a square around the object, which clicks are judged by.
+
+    By DAVIS's rule the tolerance would grow with the scene around the object: 3 px in a picture of
+    200 px, 32 px in a scene of 2,800 px, where nearly any outline of a house passes. Here it is
+    0.8 % of the diagonal of a square that is `SURROUNDINGS` times as long as the object's box,
+    about 3 % of the object's length, so that figures of different sources can be compared. The
+    square is as large where it goes beyond the image. What was found outside of it is not judged:
+    IoU tells of that.
+
+    Args:
+        found: (H, W) of the image.
+        truth: (H, W) of the image; not empty.
+
+    >>> truth = np.zeros((400, 400), bool)
+    >>> truth[40:60, 40:60] = True
+    >>> found = np.roll(truth, 3, axis=1)  # 3 of its 20 columns aside
+    >>> round(boundary_f_of_object(found, truth), 2), boundary_f(found, truth)
+    (0.5, 1.0)
+    """
+    square = surroundings(truth)
+    part = square.inside(truth.shape)
+    return boundary_f(found[part], truth[part], diagonal=float(np.hypot(square.side, square.side)))
 
 
 def clicks_needed(ious: Sequence[float], goal: float) -> int:
@@ -114,22 +140,33 @@ def _box(mask: Mask) -> tuple[slice, slice]:
 
 def depths(mask: Mask) -> npt.NDArray[np.float64]:
     """Distance of each pixel to the outside, the image's border being outside."""
-    from scipy.ndimage import distance_transform_edt
-
     found, box = np.zeros(mask.shape), _box(mask)
-    found[box] = distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1]
+    found[box] = _ndimage().distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1]
     return found
+
+
+def _ndimage() -> Any:
+    return import_optional("scipy.ndimage", "evaluate")
 
 
 def first_click(truth: Mask, rng: np.random.Generator, how: Literal["jittered", "centre"]) -> Click:
     """A click in the object: its deepest place, or any of the places at least half as deep."""
-    deep = depths(truth)
     if how == "centre":
-        row, column = np.unravel_index(int(deep.argmax()), deep.shape)
-    else:
-        places = np.argwhere(deep >= 0.5 * deep.max())
-        row, column = places[rng.integers(len(places))]
+        return centre_click(truth)
+    deep = depths(truth)
+    places = np.argwhere(deep >= 0.5 * deep.max())
+    row, column = places[rng.integers(len(places))]
     return float(column) + 0.5, float(row) + 0.5, 1
+
+
+def centre_click(truth: Mask) -> Click:
+    """A click at the object's deepest place; nothing about it is random."""
+    return _deepest(depths(truth), 1)
+
+
+def _deepest(deep: npt.NDArray[np.float64], label: int) -> Click:
+    row, column = np.unravel_index(int(deep.argmax()), deep.shape)
+    return float(column) + 0.5, float(row) + 0.5, label
 
 
 def next_click(found: Mask, truth: Mask) -> Click | None:
@@ -137,10 +174,7 @@ def next_click(found: Mask, truth: Mask) -> Click | None:
     missing, extra = depths(truth & ~found), depths(found & ~truth)
     label = int(missing.max() >= extra.max())
     deep = missing if label else extra
-    if not deep.max():
-        return None
-    row, column = np.unravel_index(int(deep.argmax()), deep.shape)
-    return float(column) + 0.5, float(row) + 0.5, label
+    return _deepest(deep, label) if deep.max() else None
 
 
 class Answerer(Protocol):
@@ -175,7 +209,7 @@ class Labelled:
     """One image with its objects."""
 
     source: str
-    """Name of its folder."""
+    """What its folder is called, see `short_names`."""
     path: Path
     """The image."""
     raster: Path
@@ -190,44 +224,63 @@ def find_labelled(
     """Images with rasters of ids in `instances/` or `instances_derived/` beside `images/`.
 
     Args:
-        folders: Each holds `images/`.
-        keep: Asked for each image's folder name and file stem.
+        folders: Each holds `images/`; one that is given twice counts once.
+        keep: Asked for each image's folder name (never its path) and file stem.
 
     Raises:
         SourceError: If a folder has no such pair.
     """
     found = []
-    for folder in folders:
-        pairs = list(_pairs(folder))
+    for folder, source in short_names(folders).items():
+        pairs = list(_pairs(folder, source))
         if not pairs:
             raise SourceError(
                 f"{folder} has no images/ with instances/ or instances_derived/ beside it"
             )
-        found += [pair for pair in pairs if keep(folder.name, pair.path.stem)]
+        found += [pair for pair in pairs if keep(_name(folder), pair.path.stem)]
     return found
 
 
-def _pairs(folder: Path) -> Iterator[Labelled]:
+def short_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """What each folder is called in tables: its name, or its path if two have the same name.
+
+    A folder that is given twice, in whatever spelling, is there once.
+
+    >>> list(short_names([Path("a/v1"), Path("b/v1"), Path("b/v2"), Path("./b/v2")]).values())
+    ['a/v1', 'b/v1', 'v2']
+    """
+    once: dict[Path, Path] = {}
+    for folder in folders:
+        once.setdefault(folder.resolve(), folder)
+    times = Counter(map(_name, once.values()))
+    return {f: f.as_posix() if times[_name(f)] > 1 else _name(f) for f in once.values()}
+
+
+def _name(folder: Path) -> str:
+    return folder.name or folder.resolve().name  # "." has no name of its own
+
+
+def _pairs(folder: Path, source: str) -> Iterator[Labelled]:
     images = sorted((folder / "images").glob("*")) if (folder / "images").is_dir() else []
     for path in images:
         for name in ("instances", "instances_derived"):
             raster = folder / name / f"{path.stem}.tif"
             if path.suffix.lower() in SUFFIXES and raster.exists():
-                yield Labelled(folder.name, path, raster, human=name == "instances")
+                yield Labelled(source, path, raster, human=name == "instances")
 
 
-def open_plain(path: Path) -> Scene:
+def open_plain(path: Path, stretch: StretchLike | None = None) -> Scene:
     """A scene; in pixel coordinates if the file has no place on the map."""
     from geosam2.scene import open_scene
 
     try:
-        return open_scene(path)
+        return open_scene(path, stretch=stretch)
     except GeoreferenceError:
-        return open_scene(path, pixel_coordinates=True)
+        return open_scene(path, stretch=stretch, pixel_coordinates=True)
 
 
 def read_raster(path: Path) -> npt.NDArray[np.int32]:
-    """Ids of a raster, (H, W)."""
+    """Ids of a raster, (H, W); 0 where there is no object: no data, below 0, or not a number."""
     import warnings
 
     import rasterio
@@ -235,16 +288,26 @@ def read_raster(path: Path) -> npt.NDArray[np.int32]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(path) as file:
-            ids: npt.NDArray[np.int32] = file.read(1).astype(np.int32)
-    return ids
+            ids = np.nan_to_num(file.read(1, masked=True).filled(0))
+    return np.maximum(np.asarray(ids, np.int32), np.int32(0))
+
+
+def check_grid(path: Path, ids: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Refuse a raster that is not on its image's grid.
+
+    Raises:
+        SourceError: If the raster's (H, W) is not `shape`.
+    """
+    if ids.shape != shape:
+        raise SourceError(f"{path} is {ids.shape}, its image {shape}: both must be on one grid")
 
 
 def usable_ids(ids: npt.NDArray[np.int32]) -> tuple[list[int], int]:
     """Ids of objects that are large enough and not cut by the edge; and how many were left out."""
-    areas = np.bincount(ids.ravel())
+    numbers, areas = np.unique(ids, return_counts=True)
     cut = set(np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]]).tolist())
-    present = [int(n) for n in np.flatnonzero(areas) if n]
-    kept = [n for n in present if areas[n] >= SMALLEST and n not in cut]
+    present = {int(n): int(area) for n, area in zip(numbers, areas, strict=True) if n > 0}
+    kept = [n for n, area in present.items() if area >= SMALLEST and n not in cut]
     return kept, len(present) - len(kept)
 
 
@@ -253,7 +316,7 @@ class Verdict:
     """What was measured on one object by one contestant."""
 
     source: str
-    """Folder name."""
+    """What the image's folder is called, see `short_names`."""
     human: bool
     """Label drawn by people."""
     ious: tuple[float, ...]
@@ -261,7 +324,7 @@ class Verdict:
     centre: float
     """After one click at the deepest place."""
     boundary: float
-    """Boundary F after one jittered click."""
+    """Boundary F after one jittered click, by `boundary_f_of_object`."""
     image: Path | None = None
     """Where the object is; `number` is its id there."""
     number: int = 0
@@ -278,6 +341,8 @@ class ClickReport:
     """By contestant; the model under test is "model"."""
     left_out: int = 0
     """Objects that were too small or cut by the edge."""
+    seed: int = 0
+    """Of the bootstrap."""
 
     def add(self, contestant: str, verdict: Verdict) -> None:
         """Note one object's figures."""
@@ -293,12 +358,19 @@ class ClickReport:
         for verdict in verdicts:
             name = verdict.source + ("" if verdict.human else " (derived)")
             sources.setdefault(name, []).append(verdict)
-        result = summary(verdicts)
-        result["human"] = summary([v for v in verdicts if v.human])
-        result["sources"] = {name: summary(some) for name, some in sorted(sources.items())}
+        result = self.totals(contestant)
+        result["sources"] = {
+            name: summary(some, self.seed) for name, some in sorted(sources.items())
+        }
         result["left_out"] = self.left_out
         result["policy"] = self.policy
         return result
+
+    def totals(self, contestant: str = "model") -> dict[str, Any]:
+        """Means over all objects, and over those that people drew ("human")."""
+        verdicts = self.verdicts.get(contestant, [])
+        human = summary([v for v in verdicts if v.human], self.seed)
+        return {**summary(verdicts, self.seed), "human": human}
 
     def table(self) -> str:
         """Figures of everybody, as text."""
@@ -321,13 +393,18 @@ def _row(contestant: str, source: str, f: Mapping[str, Any]) -> str:
     return f"{contestant:15s} {source:26s} {f['n']:5d}" + "".join(f"{v:9.3f}" for v in numbers)
 
 
-def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Means of some verdicts; NaN where a conversation was shorter than the figure's clicks."""
+def summary(verdicts: Sequence[Verdict], seed: int = 0) -> dict[str, Any]:
+    """Means of some verdicts; NaN where a conversation was shorter than the figure's clicks.
+
+    Args:
+        verdicts: Of one contestant.
+        seed: Of the bootstrap that gives the intervals.
+    """
     result: dict[str, Any] = {}
     for turn in REPORTED:
         values = [v.ious[turn - 1] for v in verdicts if len(v.ious) >= turn]
         result[f"iou_{turn}"] = _mean(values)
-        result[f"iou_{turn}_interval"] = [round(x, 4) for x in interval(values)]
+        result[f"iou_{turn}_interval"] = [round(x, 4) for x in interval(values, seed=seed)]
     for goal in GOALS:
         result[f"noc_{round(goal * 100)}"] = _mean([clicks_needed(v.ious, goal) for v in verdicts])
     result["iou_1_centre"] = _mean([v.centre for v in verdicts])
@@ -405,6 +482,14 @@ class Square:
                  (max(0, -self.left), max(0, right - width))]  # fmt: skip
         return np.pad(inside, pads)
 
+    def inside(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of the piece that an image (H, W) has."""
+        starts = max(0, self.top), max(0, self.left)
+        return (
+            slice(starts[0], min(shape[0], self.top + self.side)),
+            slice(starts[1], min(shape[1], self.left + self.side)),
+        )
+
     def local(self, click: Click) -> Click:
         """A click of the image in the piece's pixels."""
         return click[0] - self.left, click[1] - self.top, click[2]
@@ -419,6 +504,14 @@ def square_around(truth: Mask, rng: np.random.Generator) -> Square:
     free = np.maximum(side - (box[:, 1] - box[:, 0]), 0)
     corner = box[:, 0] - (free * rng.uniform(0.1, 0.9, size=2)).astype(int)
     top, left = np.clip(corner, 0, np.array(truth.shape) - side)
+    return Square(int(top), int(left), side)
+
+
+def surroundings(truth: Mask) -> Square:
+    """The square around an object in which its boundary is judged; it may leave the image."""
+    box = _box(truth)
+    side = math.ceil(SURROUNDINGS * max(one.stop - one.start for one in box))
+    top, left = ((one.start + one.stop - side) // 2 for one in box)
     return Square(int(top), int(left), side)
 
 
@@ -504,7 +597,10 @@ class ClickOptions:
     def policy(self) -> str:
         """The way in words."""
         if self.crop == "scene":
-            return "clicks on the whole scene through the Segmenter; rivals see 512 px around them"
+            return (
+                "clicks on the whole scene through the Segmenter; rivals see "
+                f"{LARGEST_CROP} px of it around the first"
+            )
         return "the bare network on crops of 2 to 6 times the object"
 
 
@@ -520,25 +616,21 @@ def judge_clicks(
 
     Raises:
         SourceError: If an image and its raster differ in size.
-        MissingDependencyError: If rivals are asked for and their packages are not installed.
+        MissingDependencyError: If SciPy, or for rivals scikit-image or OpenCV, is not installed.
     """
     options = options or ClickOptions()
-    report = ClickReport(options.policy)
-    chosen = choose(images, options, report)
+    report = ClickReport(options.policy, seed=options.seed)
     contestants: dict[str, Any] = {"model": model}
     if options.rivals:
         from geosam2 import rivals
 
         contestants |= {"random weights": random_twin(model), **rivals.everybody()}
+    chosen = choose(images, options, report)
     for labelled, ids in chosen.items():
         scene = open_plain(labelled.path)
         raster = read_raster(labelled.raster)
         frame = scene.read(scene.geobox)
-        if raster.shape != frame.pixels.shape[1:]:
-            raise SourceError(
-                f"{labelled.raster} is {raster.shape}, its image {frame.pixels.shape[1:]}: "
-                "both must be on one grid"
-            )
+        check_grid(labelled.raster, raster, frame.shape)
         on_scene = {
             name: OnScene(scene, who)
             for name, who in contestants.items()
@@ -558,18 +650,27 @@ def choose(
     images: Sequence[Labelled], options: ClickOptions, report: ClickReport
 ) -> dict[Labelled, list[int]]:
     """Objects to click on, at most `limit` of a source."""
-    found: dict[str, list[tuple[Labelled, int]]] = {}
+    found: list[tuple[Labelled, int]] = []
     for labelled in images:
         ids, left_out = usable_ids(read_raster(labelled.raster))
         report.left_out += left_out
-        found.setdefault(labelled.source, []).extend((labelled, n) for n in ids)
+        found += [(labelled, n) for n in ids]
     chosen: dict[Labelled, list[int]] = {}
-    for source in sorted(found):
-        order = np.random.default_rng(options.seed).permutation(len(found[source]))
-        for i in sorted(order[: options.limit]):
-            labelled, n = found[source][i]
-            chosen.setdefault(labelled, []).append(n)
+    for labelled, n in drawn(found, options.limit, options.seed):
+        chosen.setdefault(labelled, []).append(n)
     return chosen
+
+
+def drawn(
+    objects: Iterable[tuple[Labelled, int]], limit: int | None, seed: int
+) -> Iterator[tuple[Labelled, int]]:
+    """At most `limit` objects of each source, at random; human and derived labels apart."""
+    sources: dict[tuple[str, bool], list[tuple[Labelled, int]]] = {}
+    for labelled, n in objects:
+        sources.setdefault((labelled.source, labelled.human), []).append((labelled, n))
+    for _, some in sorted(sources.items()):
+        order = np.random.default_rng(seed).permutation(len(some))
+        yield from (some[i] for i in sorted(order[:limit]))
 
 
 def _judge(
@@ -588,12 +689,12 @@ def _judge(
         pixels, truth = shrunk(square.cut(pixels), square.cut(truth))
         square = Square(0, 0, truth.shape[0])
     first = first_click(truth, rng, "jittered")
-    centre = first_click(truth, rng, "centre")
+    centre = centre_click(truth)
     if on_scene is not None:
         answer: Answerer = on_scene
     else:
         if options.crop == "scene":
-            square = _frame_at(first)
+            square = frame_at(first, truth.shape)
         picture = square.cut(pixels)
         answer = who.solve(picture) if hasattr(who, "solve") else OnCrop(who, picture)
         answer = _pasted(answer, square, truth.shape)
@@ -604,7 +705,7 @@ def _judge(
         labelled.human,
         tuple(ious),
         at_centre,
-        boundary_f(opening, truth),
+        boundary_f_of_object(opening, truth),
         labelled.path,
         number,
     )
@@ -615,9 +716,20 @@ def randomness(labelled: Labelled, number: int, seed: int) -> np.random.Generato
     return np.random.default_rng([seed, number, *labelled.path.stem.encode()])
 
 
-def _frame_at(click: Click) -> Square:
-    """512 pixels around a click."""
-    return Square(int(click[1]) - 256, int(click[0]) - 256, 512)
+def frame_at(click: Click, shape: tuple[int, ...]) -> Square:
+    """512 pixels around a click, or as many as the image (H, W) has; never beyond its edge.
+
+    The black beyond it would tell a rival that goes by colour where the object ends.
+
+    >>> frame_at((10.5, 240.5, 1), (256, 300))
+    Square(top=0, left=0, side=256)
+    """
+    side = min(LARGEST_CROP, *shape)
+    top, left = (
+        min(max(int(middle) - side // 2, 0), size - side)
+        for middle, size in zip(click[1::-1], shape, strict=True)
+    )
+    return Square(top, left, side)
 
 
 def _pasted(answer: Answerer, square: Square, shape: tuple[int, ...]) -> Answerer:
@@ -628,12 +740,8 @@ def _pasted(answer: Answerer, square: Square, shape: tuple[int, ...]) -> Answere
         inside = [c for c in inside if 0 <= c[0] < square.side and 0 <= c[1] < square.side]
         if not inside:
             return np.zeros(shape, bool)
-        part = answer(inside)
         found = np.zeros(shape, bool)
-        top, left = max(0, square.top), max(0, square.left)
-        piece = part[top - square.top :, left - square.left :]
-        piece = piece[: shape[0] - top, : shape[1] - left]
-        found[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+        found[square.inside(shape)] = answer(inside)
         return found
 
     return whole

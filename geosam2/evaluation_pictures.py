@@ -18,12 +18,12 @@ from geosam2.evaluation import (
     Verdict,
     converse,
     first_click,
-    iou,
     open_plain,
     randomness,
     read_raster,
 )
 from geosam2.files import whole
+from geosam2.regions import iou
 
 if TYPE_CHECKING:
     from geosam2_model import SAM2
@@ -71,8 +71,8 @@ def draw(
     """
     from matplotlib.figure import Figure
 
-    known = {labelled.path: labelled for labelled in images}
-    chosen = [(v, known[v.image]) for v in verdicts if v.image in known]
+    known = {(labelled.path, labelled.human): labelled for labelled in images}
+    chosen = [(v, known[key]) for v in verdicts if (key := (v.image, v.human)) in known]
     figure = Figure(figsize=(1.9 * max(len(chosen), 1), 2.1 * len(TURNS)), layout="constrained")
     axes = figure.subplots(len(TURNS), max(len(chosen), 1), squeeze=False)
     for axis in axes.flat:
@@ -82,11 +82,18 @@ def draw(
         window = _window(np.logical_or.reduce([truth, *(a.found for a in answers)]))
         for axis, answered in zip(axes[:, column], answers, strict=False):
             _paint(axis, pixels, truth, answered, window)
-        axes[0, column].set_title(f"{verdict.source[:14]}\n{_said(answers[0], truth)}", fontsize=7)
+        axes[0, column].set_title(
+            f"{_short(verdict.source)}\n{_said(answers[0], truth)}", fontsize=7
+        )
         for axis, answered in zip(axes[1:, column], answers[1:], strict=False):
             axis.set_title(_said(answered, truth), fontsize=7)
     with whole(path) as partial:
         figure.savefig(partial, dpi=110, format=path.suffix.lstrip(".").lower())
+
+
+def _short(source: str) -> str:
+    """As much of a source's name as fits: a path's end, a name's beginning."""
+    return source[-14:] if "/" in source else source[:14]
 
 
 def _said(answered: Answered, truth: Mask) -> str:

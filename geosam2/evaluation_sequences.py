@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from geosam2.errors import SourceError
+from geosam2.errors import SourceError, import_optional
 from geosam2.evaluation import (
+    SUFFIXES,
     Labelled,
     Mask,
     boundary_f,
-    first_click,
-    interval,
-    iou,
+    centre_click,
+    check_grid,
+    drawn,
     on_grid,
     open_plain,
     read_raster,
+    short_names,
 )
+from geosam2.regions import iou
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
@@ -29,14 +32,14 @@ if TYPE_CHECKING:
 
     from geosam2.levels import Window
     from geosam2.scene import Scene
+    from geosam2.sources.bands import Stretch
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 VISIBLE = 64
 """Frames that show fewer pixels of an object are not judged."""
 
 
 def find_videos(folders: Sequence[Path]) -> Iterator[Path]:
-    """Folders with frames/ and masks/ among the given ones and those directly in them.
+    """Folders with frames/ and masks/ among the given ones and those directly in them, each once.
 
     Raises:
         SourceError: If there is none.
@@ -49,16 +52,22 @@ def find_videos(folders: Sequence[Path]) -> Iterator[Path]:
     ]
     if not found:
         raise SourceError(f"no frames/ with masks/ beside it in {', '.join(map(str, folders))}")
-    yield from found
+    yield from short_names(found)
 
 
 def judge_video(folder: Path, model: SAM2) -> dict[str, float]:
     """J, F and their mean over the objects of the first mask, as DAVIS has them.
 
-    The first mask is given; it and the last frame are not judged.
+    The first mask is given; it and the last frame are not judged. The tolerance of F is DAVIS's,
+    0.8 % of the diagonal of a frame. Frames of more than 8 bits all get the first one's stretch:
+    with one each, an object would change its brightness from frame to frame.
+
+    Returns:
+        Means over objects of their means over frames: "J", "F", "J&F"; and "n" objects.
 
     Raises:
         SourceError: If frames and masks do not go together.
+        MissingDependencyError: If SciPy is not installed.
     """
     from geosam2_model.video_predictor import VideoPredictor
 
@@ -71,13 +80,17 @@ def judge_video(folder: Path, model: SAM2) -> dict[str, float]:
             "name; at least 3 frames are needed, each with a mask"
         )
     truths = [read_raster(masks[p.stem]) for p in frames]
-    predictor = VideoPredictor(model, [picture(p) for p in frames])
     ids = [int(n) for n in np.unique(truths[0]) if n]
     if not ids:
         raise SourceError(
             f"{folder}: the mask of the first frame, {frames[0].stem}, is empty: "
             "it must show the objects to follow"
         )
+    stretch = open_plain(frames[0]).stretch
+    pictures = [picture(p, stretch) for p in frames]
+    for path, pixels, truth in zip(frames, pictures, truths, strict=True):
+        check_grid(masks[path.stem], truth, pixels.shape[:2])
+    predictor = VideoPredictor(model, pictures)
     for n in ids:
         predictor.prompt(0, n, mask=truths[0] == n)
     regions: dict[int, list[float]] = {n: [] for n in ids}
@@ -95,9 +108,9 @@ def judge_video(folder: Path, model: SAM2) -> dict[str, float]:
     return {"J": round(J, 4), "F": round(F, 4), "J&F": round((J + F) / 2, 4), "n": len(ids)}
 
 
-def picture(path: Path) -> npt.NDArray[np.uint8]:
+def picture(path: Path, stretch: Stretch) -> npt.NDArray[np.uint8]:
     """A frame as (H, W, 3) uint8, any format and bit depth that a scene may have."""
-    scene = open_plain(path)
+    scene = open_plain(path, stretch)
     return np.ascontiguousarray(scene.read(scene.geobox).pixels.transpose(1, 2, 0))
 
 
@@ -108,52 +121,94 @@ def judge_panning(
 
     Objects that the image's edge cuts count too: nearly every river and road is.
 
+    Args:
+        images: From `find_labelled`.
+        model: The network.
+        frames: At most so many for each object.
+        limit: Objects of each source, chosen at random; None takes all.
+        seed: Of the choice of objects and of the bootstrap.
+
     Returns:
         Mean IoU in the frames after the first when panned over ("iou_pan") and when each was
-        clicked by itself ("iou_single"), their ratio with its interval over objects ("kept"), the
-        share of the objects' pixels on frames that panning accepted ("reached"), and the number of
-        objects that were judged.
+        clicked by itself ("iou_single"), the ratio of these means ("kept") with its interval over
+        objects ("kept_interval"), the share of the objects' pixels on frames that panning accepted
+        ("reached"), and the number of objects that were judged ("n"). None where there is nothing
+        to divide by.
+
+    Raises:
+        SourceError: If an image and its raster differ in size.
+        MissingDependencyError: If SciPy is not installed.
     """
-    chosen = list(_larger_than_a_frame(images, int(model.config.image_size)))
-    order = np.random.default_rng(seed).permutation(len(chosen))[:limit]
-    ratios, panned, single, reached = [], [], [], []
-    for i in sorted(order):
-        labelled, n = chosen[i]
+    pairs, reached = [], []
+    for labelled, n in drawn(_larger_than_a_frame(images, _side(model)), limit, seed):
         scene, truth = open_plain(labelled.path), read_raster(labelled.raster) == n
-        rng = np.random.default_rng([seed, n])
-        pairs, share = _pan_and_click(scene, truth, model, frames, rng)
+        check_grid(labelled.raster, truth, scene.shape)
+        found, share = _pan_and_click(scene, truth, model, frames)
         reached.append(share)
-        if pairs:
-            ours, alone = np.mean(pairs, axis=0)
-            panned.append(float(ours))
-            single.append(float(alone))
-            ratios.append(float(ours / max(alone, 1e-6)))
-
-    def mean(values: list[float]) -> float:
-        return round(float(np.mean(values)), 4) if values else float("nan")
-
+        if found:
+            panned, single = np.mean(found, axis=0)
+            pairs.append((float(panned), float(single)))
     return {
-        "iou_pan": mean(panned),
-        "iou_single": mean(single),
-        "kept": round(mean(panned) / mean(single), 4) if single else float("nan"),
-        "kept_interval": [round(v, 4) for v in interval(ratios, seed=seed)],
-        "reached": mean(reached),
-        "n": len(panned),
+        "iou_pan": _mean([panned for panned, _ in pairs]),
+        "iou_single": _mean([single for _, single in pairs]),
+        "kept": _rounded(ratio_of_means(pairs)),
+        "kept_interval": [_rounded(x) for x in ratio_interval(pairs, seed=seed)],
+        "reached": _mean(reached),
+        "n": len(pairs),
     }
 
 
-def _larger_than_a_frame(images: Sequence[Labelled], size: int) -> Iterator[tuple[Labelled, int]]:
-    from scipy.ndimage import find_objects
+def ratio_of_means(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Mean of the first over mean of the second; None if that is 0 or there are no pairs.
 
+    >>> ratio_of_means([(0.4, 0.5), (0.5, 0.0)]), ratio_of_means([(0.5, 0.0)])
+    (1.8, None)
+    """
+    below = sum(second for _, second in pairs)
+    return float(sum(first for first, _ in pairs) / below) if below > 0 else None
+
+
+def ratio_interval(
+    pairs: Sequence[tuple[float, float]], *, seed: int = 0, rounds: int = 2000, share: float = 0.95
+) -> tuple[float | None, float | None]:
+    """Bootstrap confidence interval of `ratio_of_means`, (None, None) if it has no value.
+
+    Each round draws pairs and divides their means, as the figure itself does: the mean of ratios
+    is another figure, and a single object that was hardly found when clicked would decide it.
+    Rounds that happen to draw only such with 0 below are left out.
+    """
+    if ratio_of_means(pairs) is None:
+        return None, None
+    picks = np.random.default_rng(seed).integers(len(pairs), size=(rounds, len(pairs)))
+    above, below = np.asarray(pairs)[picks].sum(1).T
+    some = below > 0
+    low, high = np.quantile(above[some] / below[some], [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _side(model: SAM2) -> int:
+    return int(model.config.image_size)
+
+
+def _larger_than_a_frame(images: Sequence[Labelled], size: int) -> Iterator[tuple[Labelled, int]]:
+    ndimage: Any = import_optional("scipy.ndimage", "evaluate")
     for labelled in images:
-        boxes = find_objects(read_raster(labelled.raster))
+        boxes = ndimage.find_objects(read_raster(labelled.raster))
         for n, box in enumerate(boxes, start=1):
             if box is not None and max(side.stop - side.start for side in box) > size:
                 yield labelled, n
 
 
 def _pan_and_click(
-    scene: Scene, truth: Mask, model: SAM2, frames: int, rng: np.random.Generator
+    scene: Scene, truth: Mask, model: SAM2, frames: int
 ) -> tuple[list[tuple[float, float]], float]:
     """(IoU when panned, IoU when clicked) of each frame after the first; share covered."""
     from geosam2.cache import EmbeddingCache
@@ -163,7 +218,7 @@ def _pan_and_click(
 
     segmenter = Segmenter(scene, model, cache=EmbeddingCache(folder=None))
     affine = scene.geobox.affine
-    x, y, _ = first_click(truth, rng, "centre")
+    x, y, _ = centre_click(truth)
     prompt = Prompt((affine * (x, y),))
     run = segmenter.start(prompt, level=0, options=PanOptions(max_frames=frames))
     for _ in run:
@@ -180,7 +235,7 @@ def _pan_and_click(
         covered[part] = True
         if truth[part].sum() < VISIBLE or index == home:
             continue
-        cx, cy, _ = first_click(_of_frame(truth, grid, index, scene), rng, "centre")
+        cx, cy, _ = centre_click(_of_frame(truth, grid, index, scene))
         again = segmenter.predict(replace(prompt, points=(affine * (cx, cy),)), level=0)[0]
         alone = on_grid(again.masklet, scene)
         pairs.append((iou(found[part], truth[part]), iou(alone[part], truth[part])))
