@@ -40,10 +40,10 @@ def segment(
     Args:
         scene: A `Scene`, a path, a URL, an XYZ template or an xarray.DataArray.
         points: One object a point `[(x, y), ...]`; or several points of one object in each inner
-            list; or a layer of points (its CRS is known).
+            list; or a layer of points (its CRS is known); or a single (x, y).
         labels: 1 foreground or 0 background, nested as `points`.
-        boxes: (left, bottom, right, top), one object each.
-        masks: Polygons that roughly cover the objects, one each.
+        boxes: [(left, bottom, right, top), ...], one object each; or a single box.
+        masks: Polygons that roughly cover the objects, one each; or a single one.
         crs: CRS of the prompts; default a layer's own, else the scene's.
         level: "auto", a number (0 = finest) or a label such as "1/4" or "z17".
         gsd: Metres per pixel on the ground, in place of `level`.
@@ -58,10 +58,11 @@ def segment(
     Returns:
         One row an object in the scene's CRS: id, score, stability, area_m2, frames, open_edges,
         level, model, prompt, source, date, geometry. `open_edges` counts the places where the
-        object goes on but was not followed.
+        object goes on but was not followed; `area_m2` is NaN where the scene has no CRS.
 
     Raises:
         PromptError: If there is no prompt, or one is outside, on nodata or in the wrong CRS.
+        OptionError: If an option's value makes no sense.
         SourceError: If the scene cannot be opened or its first frame cannot be read.
 
     >>> import tempfile
@@ -76,6 +77,10 @@ def segment(
     >>> len(found), found.level[0], bool(found.frames[0] > 1)
     (1, 'native', True)
     """
+    from geosam2.vectorize import check_options
+
+    check_options(**geometry)
+    options = PanOptions(max_frames=max_frames)
     prompts = as_prompts(points, labels, boxes, masks, crs=crs)
     if not prompts:
         raise PromptError("nothing to segment: give points=, boxes= or masks=")
@@ -83,7 +88,7 @@ def segment(
     found = segmenter.objects(
         prompts,
         level=level_from(segmenter.scene, level, gsd),
-        options=PanOptions(max_frames=max_frames),
+        options=options,
         refine=refine,
         on_step=on_step,
     )

@@ -60,6 +60,9 @@ FORMATS = {
 }
 """Suffix -> format."""
 
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+"""Suffixes of pictures; `viz.save_preview` writes them."""
+
 
 def write(
     gdf: geopandas.GeoDataFrame,
@@ -72,7 +75,7 @@ def write(
     """Write polygons in the format that the suffix names.
 
     GeoJSON follows RFC 7946: WGS 84, right-hand rule, cut at the antimeridian, 7 decimals. Other
-    formats keep the CRS of `gdf`.
+    formats keep the CRS of `gdf`. Without a CRS the coordinates are written as they are.
 
     Args:
         gdf: Any geometries and columns.
@@ -88,6 +91,10 @@ def write(
     Warns:
         ExportWarning: If the format cannot hold everything.
     """
+    if not isinstance(gdf, geopandas.GeoDataFrame):
+        raise ExportError(
+            f"{type(gdf).__name__} cannot be written: give a GeoDataFrame, such as segment returns"
+        )
     if str(path) == "-":
         write_geojson(gdf, sys.stdout)
         return
@@ -224,13 +231,77 @@ def check_output(path: Path, *, replaceable: bool, or_else: str = "choose anothe
         or_else: What else than to replace it can be done, for the message.
 
     Raises:
-        ExportError: If the suffix is unknown, the folder is missing or the file is there.
+        ExportError: If the suffix is unknown, the folder is missing or cannot be written, or the
+            file is there.
     """
     format_of(path)
     if path.exists() and not replaceable:
         raise ExportError(f"{path} exists: replace it with --overwrite or {or_else}")
-    if not path.absolute().parent.is_dir():
-        raise ExportError(f"there is no folder {path.absolute().parent} to write {path.name} in")
+    check_place(path)
+
+
+def check_crs(path: str | Path, crs: Any) -> None:
+    """Refuse before the work a CRS that the format of a file (or "-") cannot hold.
+
+    Raises:
+        ExportError: If it is GeoJSON, and the CRS a local one.
+    """
+    if str(path) == "-" or format_of(path).wgs84:
+        to_rfc7946(np.empty(0, dtype=object), crs)
+
+
+def check_picture(path: Path, suffixes: tuple[str, ...] = PICTURES) -> None:
+    """The same for a picture; one that is there already is replaced.
+
+    Raises:
+        ExportError: If the suffix is another one, or the folder is missing or cannot be written.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ExportError(f"a picture is written as {' or '.join(suffixes)}, not {path.name!r}")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a folder in which nothing can be made: found by trying, whoever has which rights.
+
+    Raises:
+        ExportError: If it is missing or cannot be written, or if `path` is a folder.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ExportError(f"there is no folder {folder} to write {path.name} in")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder: name a file in it")
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", suffix=".part", dir=folder):
+            pass
+    except OSError as error:
+        raise ExportError(
+            f"nothing can be written in {folder} ({error.strerror}): name another folder"
+        ) from error
+
+
+def ids_in(path: Path) -> set[int]:
+    """Numbers in the column `id` of a file that is appended to; none if there is no such file.
+
+    Raises:
+        ExportError: If it is there and cannot be read.
+    """
+    form = format_of(path)
+    if not path.exists():
+        return set()
+    try:
+        if form.driver == "Parquet":
+            ids = pd.read_parquet(path, columns=["id"])["id"]
+        else:
+            layer = path.stem if form.layers else None
+            if form.layers and layer not in pyogrio.list_layers(path)[:, 0]:
+                return set()
+            table = pyogrio.read_dataframe(path, layer=layer, columns=["id"], read_geometry=False)
+            ids = table.get("id", pd.Series(dtype=int))
+        return {int(number) for number in pd.to_numeric(ids).dropna()}
+    except (ValueError, KeyError, TypeError, OSError, DataSourceError) as error:
+        raise ExportError(f"{path} cannot be read, so nothing is appended: {error}") from error
 
 
 def _write(
@@ -251,7 +322,10 @@ def _write(
         options["SPATIAL_INDEX"] = "NO"
     name = layer if form.layers else None
     before = pyogrio.read_info(path, layer=name)["features"] if append else 0
-    pyogrio.write_dataframe(stored, path, driver=form.driver, append=append, **options)
+    with warnings.catch_warnings():
+        # that there is no CRS is known: pixel coordinates are what the caller wants then
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.write_dataframe(stored, path, driver=form.driver, append=append, **options)
     # GDAL writes some formats when it closes them, where it cannot report a full disk
     arrived = pyogrio.read_info(path, layer=name, force_feature_count=True)["features"] - before
     if arrived != len(stored):
@@ -263,7 +337,8 @@ def _as_stored(gdf: geopandas.GeoDataFrame, form: Format) -> geopandas.GeoDataFr
     if form.driver == "Parquet":
         return gdf
     if form.wgs84:
-        stored = gdf.set_geometry(to_rfc7946(gdf.geometry.to_numpy(), gdf.crs), crs=4326)
+        degrees = None if gdf.crs is None else 4326
+        stored = gdf.set_geometry(to_rfc7946(gdf.geometry.to_numpy(), gdf.crs), crs=degrees)
         for column in stored.columns.drop(stored.geometry.name):
             if _sort(stored[column]) in ("text", "date"):
                 stored[column] = [plain(value) for value in stored[column]]

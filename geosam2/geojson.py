@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, TextIO
@@ -13,6 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyproj
 import shapely
+from pyproj.exceptions import ProjError
+
+from geosam2.errors import ExportError, ExportWarning
 
 _DECIMALS = 7  # RFC 7946, section 11.2: about a centimetre
 
@@ -21,9 +25,12 @@ def write_geojson(gdf: geopandas.GeoDataFrame, stream: TextIO, *, lines: bool = 
     """Write RFC 7946 GeoJSON, feature by feature.
 
     Args:
-        gdf: With a CRS, or in longitude and latitude already.
+        gdf: With a CRS; without one the coordinates are written as they are.
         stream: Text stream.
         lines: Newline-delimited features instead of one collection.
+
+    Warns:
+        ExportWarning: If there is no CRS: whoever reads the file takes the numbers for degrees.
 
     >>> import sys
     >>> square = geopandas.GeoDataFrame({"id": [1]}, geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
@@ -43,11 +50,26 @@ def write_features(tables: Iterable[geopandas.GeoDataFrame], stream: TextIO, *, 
     """
     count = 0
     stream.write("" if lines else '{"type":"FeatureCollection","features":[')
-    for feature in chain.from_iterable(map(_features, tables)):
+    for feature in chain.from_iterable(map(_features, _warned_of(tables))):
         stream.write(("\n" if lines else ",\n") * (count > 0) + feature)
         count += 1
     stream.write(("\n" if count else "") if lines else "]}\n")
     return count
+
+
+def _warned_of(tables: Iterable[geopandas.GeoDataFrame]) -> Iterator[geopandas.GeoDataFrame]:
+    """The same tables; the first one without a CRS is warned of."""
+    warned = False
+    for table in tables:
+        if len(table) and table.crs is None and not warned:
+            warned = True
+            warnings.warn(
+                "the polygons have no CRS: their coordinates are written as they are, but GeoJSON "
+                "means degrees. Write GeoPackage (.gpkg) for pixel coordinates, or set_crs first",
+                ExportWarning,
+                stacklevel=2,
+            )
+        yield table
 
 
 def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.object_]:
@@ -55,10 +77,15 @@ def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.
 
     Args:
         geometries: (N,) in `crs`.
-        crs: Their CRS; None = longitude and latitude already.
+        crs: Their CRS; None = no place on the Earth, such as pixels: they come back as they are.
+
+    Raises:
+        ExportError: If it is a local CRS, which has no longitude and latitude.
     """
-    if crs is not None and not pyproj.CRS(crs).equals(pyproj.CRS(4326), ignore_axis_order=True):
-        to_degrees = pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+    if crs is None:  # cut at "the antimeridian" nothing would be left of them
+        return geometries
+    if not pyproj.CRS(crs).equals(pyproj.CRS(4326), ignore_axis_order=True):
+        to_degrees = _to_degrees(pyproj.CRS(crs))
         geometries = shapely.transform(geometries, to_degrees.transform, interleaved=False)
     geometries = np.array([_cut(geometry) for geometry in geometries], dtype=object)
     # rounding can make rings touch: the grid keeps them valid where plain rounding does not
@@ -66,6 +93,16 @@ def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.
     broken = ~shapely.is_valid(rounded) & shapely.is_valid(geometries)
     rounded[broken] = shapely.set_precision(geometries[broken], 10.0**-_DECIMALS)
     return np.asarray(shapely.orient_polygons(rounded))
+
+
+def _to_degrees(crs: pyproj.CRS) -> pyproj.Transformer:
+    try:
+        return pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+    except ProjError as error:
+        raise ExportError(
+            f"{crs.name} has no place on the Earth, and GeoJSON is in degrees: write GeoPackage "
+            "(.gpkg) instead"
+        ) from error
 
 
 def _features(gdf: geopandas.GeoDataFrame) -> Iterator[str]:

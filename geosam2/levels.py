@@ -12,15 +12,15 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from affine import Affine
 from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 
-from geosam2.errors import LevelError, ResolutionWarning
+from geosam2.errors import GeoreferenceError, LevelError, ResolutionWarning
 
 if TYPE_CHECKING:
     from geosam2.scene import Scene
@@ -272,13 +272,15 @@ def ground_size(crs: CRS | None, x: float, y: float, resolution: tuple[float, fl
     if is_web_mercator(crs):
         return math.sqrt(resolution[0] * resolution[1]) / math.cosh(y / EARTH_RADIUS)
     half_x, half_y = resolution[0] / 2, resolution[1] / 2
-    to_degrees = _to_geodetic(crs.to_wkt())
-    lon, lat = to_degrees.transform([x - half_x, x + half_x, x, x], [y, y, y - half_y, y + half_y])
-    geod = crs.get_geod()
-    if geod is not None and all(map(math.isfinite, [*lon, *lat])):
-        _, _, metres = geod.inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])
-        return math.sqrt(metres[0] * metres[1])
-    # the centre is off the Earth (a geostationary full disc has corners in space): nominal units
+    to_degrees, geod = _to_geodetic(crs.to_wkt()), crs.get_geod()
+    if to_degrees is not None and geod is not None:
+        xs, ys = [x - half_x, x + half_x, x, x], [y, y, y - half_y, y + half_y]
+        lon, lat = to_degrees.transform(xs, ys)
+        if all(map(math.isfinite, [*lon, *lat])):
+            _, _, metres = geod.inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])
+            return math.sqrt(metres[0] * metres[1])
+    # the centre is off the Earth (a geostationary full disc has corners in space), or the CRS is a
+    # local one that nobody placed on it: nominal units
     factor = float(crs.axis_info[0].unit_conversion_factor) * (
         EARTH_RADIUS if crs.is_geographic else 1.0
     )
@@ -286,9 +288,43 @@ def ground_size(crs: CRS | None, x: float, y: float, resolution: tuple[float, fl
 
 
 @lru_cache(maxsize=64)
-def _to_geodetic(wkt: str) -> Transformer:
+def _to_geodetic(wkt: str) -> Transformer | None:
+    """To longitude and latitude; None for a local CRS, which has no place on the Earth."""
     crs = CRS.from_wkt(wkt)
-    return Transformer.from_crs(crs, crs.geodetic_crs or crs, always_xy=True)
+    try:
+        return Transformer.from_crs(crs, crs.geodetic_crs or crs, always_xy=True)
+    except ProjError:
+        return None
+
+
+def crs_from(given: Any, what: str = "crs=") -> CRS:
+    """A CRS from whatever a person or a file says.
+
+    Raises:
+        GeoreferenceError: If it is not known.
+    """
+    try:
+        return CRS.from_user_input(given)
+    except CRSError as error:
+        raise GeoreferenceError(
+            f"{what}{str(given)[:60]!r} is not known: use for example 'EPSG:4326' (longitude, "
+            "latitude) or WKT"
+        ) from error
+
+
+def whole_turn(crs: CRS | None) -> float | None:
+    """How far apart the same place is in x, once round the Earth; None in most projections.
+
+    >>> whole_turn(CRS(4326)), whole_turn(CRS(32633))
+    (360.0, None)
+    """
+    if crs is None:
+        return None
+    if is_web_mercator(crs):
+        return _WORLD
+    if not crs.is_geographic:
+        return None
+    return round(2 * math.pi / crs.axis_info[0].unit_conversion_factor, 9)
 
 
 def is_web_mercator(crs: CRS | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from geosam2.errors import InterruptedRunError
+from geosam2.errors import InterruptedRunError, OptionError
 from geosam2.mosaic import LogitMosaic
 from geosam2.tiling import FrameIndex
 
@@ -164,6 +165,15 @@ class PanOptions:
     """What a frame must show."""
     alternative: int | None = None
     """Which of the three masks of an ambiguous first click; None = the best."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would follow nothing.
+
+        Raises:
+            OptionError: If `max_frames` is not a whole number of at least 1.
+        """
+        if not isinstance(self.max_frames, numbers.Integral) or self.max_frames < 1:
+            raise OptionError(f"max_frames={self.max_frames!r}: give a whole number from 1")
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> PanOptions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import shapely
+import shapely.affinity
 import shapely.ops
 from affine import Affine
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
 from geosam2.errors import PromptError
+from geosam2.levels import whole_turn
 
 if TYPE_CHECKING:
     from geosam2_model import Prompts
@@ -45,6 +48,9 @@ class Placed(Protocol):
 
 Point = tuple[float, float]
 Bounds = tuple[float, float, float, float]
+
+PIXEL_COORDINATES = "x = column and y = -row, so y is negative below the top of the picture"
+"""Where a scene without a CRS has its places."""
 
 MASK_LOGIT = 8.0
 """Logit that a drawn mask has inside (and minus that outside) when it is shown to the network."""
@@ -76,12 +82,11 @@ class Prompt:
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)
-        set_("points", tuple((float(x), float(y)) for x, y in self.points))
-        set_("labels", tuple(int(v) for v in self.labels) or (1,) * len(self.points))
+        set_("points", _as_points(self.points))
+        set_("labels", _as_labels(self.labels) or (1,) * len(self.points))
         set_("crs", _crs(self.crs))
         if self.box is not None:
-            left, bottom, right, top = (float(v) for v in self.box)
-            set_("box", (left, bottom, right, top))
+            set_("box", _as_box(self.box))
         self._check()
 
     def _check(self) -> None:
@@ -92,12 +97,12 @@ class Prompt:
                 f"{len(self.points)} points but {len(self.labels)} labels: give one label (1 or 0) "
                 "for each point, or none at all"
             )
-        if bad := set(self.labels) - {0, 1}:
-            raise PromptError(f"label {bad.pop()}: use 1 for foreground and 0 for background")
         if not all(math.isfinite(v) for point in self.points for v in point):
             raise PromptError(f"prompt {self.points} is not finite: give numbers in map units")
         if self.box is not None:
             _check_box(self.box)
+        if self.mask is not None and not isinstance(self.mask, shapely.Geometry):
+            raise PromptError(f"mask {self.mask!r}: give a shapely polygon or multipolygon")
         if self.mask is not None and (self.mask.is_empty or self.mask.area == 0):
             raise PromptError("mask prompt is empty: give a polygon with an area")
 
@@ -142,8 +147,8 @@ class Prompt:
         target = _crs(crs)
         if target is None or self.crs is None or self.crs == target:
             return self
-        transformer = _transformer(self.crs, target)
         try:
+            transformer = _transformer(self.crs, target)
             points = _warp(transformer, self.points)
             box = transformer.transform_bounds(*self.box) if self.box else None
             mask = shapely.ops.transform(transformer.transform, self.mask) if self.mask else None
@@ -198,24 +203,29 @@ def as_prompts(
 
     Args:
         points: `[(x, y), ...]`: one object a point; or `[[(x, y), ...], ...]`: several points of
-            one object in each inner list. A point layer (anything with `.geometry`) works as well.
+            one object in each inner list. A point layer (anything with `.geometry`) works as well,
+            and so does a single (x, y).
         labels: Same nesting as `points`; 1 foreground, 0 background.
-        boxes: `[(left, bottom, right, top), ...]`, one object each.
-        masks: Polygons, one object each.
+        boxes: `[(left, bottom, right, top), ...]`, one object each; or a single box.
+        masks: Polygons, one object each; or a single one.
         crs: CRS of all of them; None = a layer's own CRS, else the scene's.
 
-    >>> [len(p.points) for p in as_prompts([(1, 2), (3, 4)])]
-    [1, 1]
+    Raises:
+        PromptError: If they cannot be read as such.
+
+    >>> [len(p.points) for p in as_prompts([(1, 2), (3, 4)])], len(as_prompts((1, 2)))
+    ([1, 1], 1)
     >>> [p.labels for p in as_prompts([[(1, 2), (3, 4)]], [[1, 0]])]
     [(1, 0)]
     """
     points, crs = _from_layer(points, crs)
     masks, crs = _from_layer(masks, crs)
-    groups = [_group(item) for item in (points if points is not None else ())]
+    groups = [_group(item) for item in _each(points, "points", "[(x, y), ...]", alone=2)]
     signs = _label_groups(labels, groups)
     found = [Prompt(tuple(g), tuple(s), crs=crs) for g, s in zip(groups, signs, strict=True)]
-    found += [Prompt(box=tuple(b), crs=crs) for b in (boxes if boxes is not None else ())]
-    found += [Prompt(mask=m, crs=crs) for m in (masks if masks is not None else ())]
+    corners = "[(left, bottom, right, top), ...]"
+    found += [Prompt(box=b, crs=crs) for b in _each(boxes, "boxes", corners, alone=4)]
+    found += [Prompt(mask=shape, crs=crs) for shape in _each(masks, "masks", "[polygon, ...]")]
     return [replace(prompt, object_id=n) for n, prompt in enumerate(found, start=1)]
 
 
@@ -236,15 +246,27 @@ def read_prompts(path: str | Path, *, crs: Any = None) -> list[Prompt]:
     except (OSError, ValueError) as error:
         raise PromptError(f"prompts {name[:80]}: not a readable GeoJSON file ({error})") from error
     kind = stored.get("type") if isinstance(stored, dict) else None
-    features = stored["features"] if kind == "FeatureCollection" else [stored]
     if kind not in ("FeatureCollection", "Feature"):
         raise PromptError(f"prompts {name[:80]}: want a FeatureCollection or a Feature, not {kind}")
-    own = stored.get("crs", {}).get("properties", {}).get("name")  # of before RFC 7946
-    return _merge_features(features, crs if crs is not None else own or "EPSG:4326")
+    features = stored.get("features") if kind == "FeatureCollection" else [stored]
+    if not isinstance(features, list) or not all(isinstance(one, dict) for one in features):
+        raise PromptError(f"prompts {name[:80]}: want a list of GeoJSON features in `features`")
+    return _merge_features(features, crs if crs is not None else _own_crs(stored) or "EPSG:4326")
+
+
+def _own_crs(stored: dict[str, Any]) -> str | None:
+    """The CRS that GeoJSON of before RFC 7946 names."""
+    for name in ("crs", "properties"):
+        inner = stored.get(name)
+        stored = inner if isinstance(inner, dict) else {}
+    return stored.get("name")
 
 
 def locate(prompt: Prompt, scene: Scene) -> Prompt:
     """The prompt in the scene's CRS, checked to lie inside.
+
+    A place a whole turn round the Earth away is the same place: a scene may go on beyond 180
+    degrees where the prompt counts from -180.
 
     Raises:
         PromptError: If it lies outside; the message says in which CRS it would be inside.
@@ -252,15 +274,37 @@ def locate(prompt: Prompt, scene: Scene) -> Prompt:
     if prompt.crs is not None and scene.crs is None:
         raise PromptError(
             f"prompt {_short(prompt)} has a CRS ({_name(prompt.crs)}) but the scene has none: "
-            "give column, row pixel coordinates and no crs="
+            f"give pixel coordinates ({PIXEL_COORDINATES}) and no crs="
         )
-    inside = prompt.to_crs(scene.crs)
+    inside = _turned(prompt.to_crs(scene.crs), scene)
     left, bottom, right, top = scene.bounds
     x, y = inside.anchor
     within = left <= x <= right and bottom <= y <= top
     if within and _overlaps(inside.bounds, scene.bounds):
         return replace(inside, crs=scene.crs)
     raise PromptError(_outside(prompt, scene))
+
+
+def _turned(prompt: Prompt, scene: Scene) -> Prompt:
+    """What lies beside the scene is moved by whole turns round the Earth, as near as it gets."""
+    turn, (left, _, right, _) = whole_turn(scene.crs), scene.bounds
+    if turn is None:
+        return prompt
+
+    def away(x: float) -> float:
+        return 0.0 if left <= x <= right else turn * round(((left + right) / 2 - x) / turn)
+
+    if not any(away(x) for x in prompt.bounds[::2]):
+        return prompt
+    points = tuple((x + away(x), y) for x, y in prompt.points)
+    box, mask = prompt.box, prompt.mask
+    if box is not None:
+        far = away((box[0] + box[2]) / 2)
+        box = (box[0] + far, box[1], box[2] + far, box[3])
+    if mask is not None:
+        far = away((mask.bounds[0] + mask.bounds[2]) / 2)
+        mask = shapely.affinity.translate(mask, far)
+    return replace(prompt, points=points, box=box, mask=mask)
 
 
 def apply_affine(affine: Affine, x: Any, y: Any) -> tuple[Any, Any]:
@@ -411,8 +455,35 @@ def _crs(value: Any) -> CRS | None:
         return CRS.from_user_input(value)
     except CRSError as error:
         raise PromptError(
-            f"crs {value!r} is not known: use for example 'EPSG:4326' (longitude, latitude)"
+            f"crs={value!r} is not known: use for example 'EPSG:4326' (longitude, latitude)"
         ) from error
+
+
+def _as_points(values: Any) -> tuple[Point, ...]:
+    try:
+        return tuple((float(x), float(y)) for x, y in values)
+    except (TypeError, ValueError):
+        raise PromptError(f"points {values!r}: want [(x, y), ...] in map units") from None
+
+
+def _as_labels(values: Any) -> tuple[int, ...]:
+    """1 and 0; half a label is a mistake rather than background."""
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        found = (math.nan,)
+    if set(found) - {0.0, 1.0}:
+        wrong = values[0] if isinstance(values, Sequence) and len(values) == 1 else values
+        raise PromptError(f"label {wrong!r}: use 1 for foreground and 0 for background")
+    return tuple(int(value) for value in found)
+
+
+def _as_box(values: Any) -> Bounds:
+    try:
+        left, bottom, right, top = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise PromptError(f"box {values!r}: want (left, bottom, right, top) in map units") from None
+    return left, bottom, right, top
 
 
 def _check_box(box: Bounds) -> None:
@@ -447,7 +518,7 @@ def _outside(prompt: Prompt, scene: Scene) -> str:
     said = f" as {_name(prompt.crs)}" if prompt.crs is not None else ""
     text = f"prompt {_short(prompt)}{said} is outside the scene ({where})."
     if scene.crs is None:
-        return text + " Give column, row pixel coordinates inside it."
+        return f"{text} Give pixel coordinates inside it: {PIXEL_COORDINATES}."
     fits = _fitting_crs(prompt, scene)
     return text + (f" {fits}" if fits else " Pass crs= if it is not in the scene's CRS.")
 
@@ -470,14 +541,20 @@ def _fitting_crs(prompt: Prompt, scene: Scene) -> str | None:
 def _inside_as(x: float, y: float, crs: CRS | None, scene: Scene) -> bool:
     assert crs is not None
     left, bottom, right, top = scene.bounds
-    px, py = _transformer(crs, scene.crs).transform(x, y)
+    try:
+        px, py = _transformer(crs, scene.crs).transform(x, y)
+    except ProjError:  # the scene is in a local CRS
+        return False
     return bool(left <= px <= right and bottom <= py <= top)
 
 
 def _utm_of(scene: Scene) -> tuple[CRS, ...]:
     left, bottom, right, top = scene.bounds
     middle = (left + right) / 2, (bottom + top) / 2
-    lon, lat = _transformer(scene.crs, CRS(4326)).transform(*middle)
+    try:
+        lon, lat = _transformer(scene.crs, CRS(4326)).transform(*middle)
+    except ProjError:
+        return ()
     if not math.isfinite(lon) or abs(lat) > 84:
         return ()
     zone = int((lon + 180) // 6) % 60 + 1
@@ -502,16 +579,37 @@ def _from_layer(value: Any, crs: Any) -> tuple[Any, Any]:
     if geometry is None or isinstance(value, shapely.Geometry):
         return value, crs
     shapes = list(geometry)
+    missing = [number for number, shape in enumerate(shapes) if shape is None or shape.is_empty]
+    if missing:
+        raise PromptError(f"row {missing[0]} of the layer has no geometry: drop it (dropna)")
     if shapes and shapes[0].geom_type in ("Point", "MultiPoint"):
         shapes = [shapely.get_coordinates(shape).tolist() for shape in shapes]
     return shapes, crs if crs is not None else geometry.crs
+
+
+def _each(given: Any, name: str, want: str, *, alone: int = 0) -> list[Any]:
+    """A list of what was given; a single geometry, or so many plain numbers, is a list of one."""
+    if given is None:
+        return []
+    if isinstance(given, shapely.Geometry):
+        return [given]
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise PromptError(f"{name}={given!r}: want {want}")
+    items = list(given)
+    single = alone and len(items) == alone and all(isinstance(v, numbers.Real) for v in items)
+    return [tuple(items)] if single else items
 
 
 def _group(item: Any) -> list[Point]:
     """One object's points: a bare (x, y) is a group of one."""
     if isinstance(item, shapely.Geometry):
         item = shapely.get_coordinates(item)
-    values = np.asarray(item, float)
+    try:
+        values = np.asarray(item, float)
+    except (TypeError, ValueError):
+        values = np.empty((0, 2))
+    if not values.ndim:
+        raise PromptError(f"point {item!r}: want (x, y)")
     if values.size == 0 or values.shape[-1] != 2 or values.ndim > 2:
         raise PromptError(f"point {item!r}: want (x, y), or a list of (x, y) for one object")
     return [(float(x), float(y)) for x, y in values.reshape(-1, 2)]
@@ -520,7 +618,9 @@ def _group(item: Any) -> list[Point]:
 def _label_groups(labels: Any, groups: list[list[Point]]) -> list[list[int]]:
     if labels is None:
         return [[1] * len(group) for group in groups]
-    nested = [list(item) if np.ndim(item) else [int(item)] for item in labels]
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        labels = [labels]  # of a single point
+    nested = [list(item) if np.ndim(item) else [item] for item in labels]
     if len(nested) != len(groups):
         raise PromptError(
             f"{len(groups)} point groups but {len(nested)} label groups: nest labels as points are"
@@ -532,7 +632,12 @@ def _merge_features(features: Sequence[dict[str, Any]], crs: Any) -> list[Prompt
     merged: dict[Any, dict[str, Any]] = {}
     for number, feature in enumerate(features):
         properties = feature.get("properties") or {}
-        key = properties.get("object", ("feature", number))
+        if not isinstance(properties, dict):
+            raise PromptError(f"prompts: the properties of feature {number} are no JSON object")
+        key = properties.get("object")
+        if isinstance(key, list | dict):
+            raise PromptError(f"prompts: object {key!r} of feature {number}: want a number or name")
+        key = ("feature", number) if key is None else key
         entry = merged.setdefault(key, {"points": [], "labels": [], "box": None, "mask": None})
         _add_feature(entry, feature, properties, number)
     if not merged:
@@ -541,6 +646,14 @@ def _merge_features(features: Sequence[dict[str, Any]], crs: Any) -> list[Prompt
         Prompt(crs=crs, object_id=key if isinstance(key, int) else n, **entry)
         for n, (key, entry) in enumerate(merged.items(), start=1)
     ]
+
+
+def _label_of(value: Any, number: int) -> int:
+    try:
+        (label,) = _as_labels([value])
+    except PromptError as error:
+        raise PromptError(f"prompts: feature {number}: {error}") from None
+    return label
 
 
 def _add_feature(
@@ -553,7 +666,8 @@ def _add_feature(
     if shape.geom_type in ("Point", "MultiPoint"):
         places = shapely.get_coordinates(shape).tolist()
         entry["points"] += places
-        entry["labels"] += [int(properties.get("label", 1))] * len(places)
+        label = properties.get("label")  # null, as a table in a GIS has it, is no label
+        entry["labels"] += [1 if label is None else _label_of(label, number)] * len(places)
     elif shape.geom_type in ("Polygon", "MultiPolygon"):
         is_box = properties.get("kind") == "box"
         entry["box" if is_box else "mask"] = shape.bounds if is_box else shape

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import shapely
 
 from geosam2 import __version__
-from geosam2.errors import InterruptedRunError
+from geosam2.errors import ExportError, InterruptedRunError
 from geosam2.files import PARTIAL, write_atomically
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.prompts import Prompt
 from geosam2.propagate import Panning
 from geosam2.refine import Refining
 from geosam2.segmenter import FrameMask, Segmenter
+from geosam2.vectorize import check_options
 
 if TYPE_CHECKING:
     import geopandas
@@ -39,7 +40,10 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY = 10.0  # seconds between two stored states
 STATES = "current.safetensors", "refined-*.safetensors"  # files of the object at hand
-TORN = f".*{PARTIAL}"  # what a process that was killed while writing leaves
+OUTPUT = "output.json"  # which file the part that was finished was written to
+FILES = "finished.jsonl", OUTPUT, "run.json", *STATES  # in the order in which they are removed
+TORN = tuple(f".{name}.*{PARTIAL}" for name in FILES)  # left by a process killed while writing
+ABOUT = {"version", "scene", "model", "task"}  # what `run.json` says
 CHUNK = 256  # prompts whose first frames are looked at together
 
 Phase = Literal["follow", "refine"]
@@ -59,6 +63,10 @@ class Task:
     """Sharpen at the finest level; None = as the preset says for "auto", else not."""
     geometry: dict[str, Any] = field(default_factory=dict)
     """min_area_m2, simplify_m, orthogonal, smooth."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be written after the work; see `vectorize.check_options`."""
+        check_options(**self.geometry)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; `from_json` is the inverse."""
@@ -85,7 +93,8 @@ class PromptedRun:
         resume: Go on with what is in the folder.
 
     Raises:
-        InterruptedRunError: If there is nothing to resume, or it belongs to another scene or model.
+        InterruptedRunError: If there is nothing to resume, or it belongs to another scene or model;
+            or if the folder has files with the names of a run's that are not of a run.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class PromptedRun:
         resume: bool = False,
     ) -> None:
         self.segmenter, self.task, self.folder = segmenter, task, folder
+        self.resumed = resume
         self.rows: dict[int, dict[str, Any]] = {}
         self.unread: dict[int, str] = {}
         self._panning: Panning | None = None
@@ -111,10 +121,17 @@ class PromptedRun:
             self._begin(folder)
 
     def _begin(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._remove("finished.jsonl", TORN, *STATES)
+        check_folder(folder)
         about = {"version": __version__, **self._identity(), "task": self.task.to_json()}
-        write_atomically(folder / "run.json", json.dumps(about).encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._remove("finished.jsonl", OUTPUT, *TORN, *STATES)
+            write_atomically(folder / "run.json", json.dumps(about).encode())
+        except OSError as error:
+            raise ExportError(
+                f"the folder {folder} of the run cannot be written ({error.strerror}): name "
+                "another one with --state"
+            ) from error
 
     def _identity(self) -> dict[str, str]:
         model = self.segmenter.model
@@ -231,9 +248,16 @@ class PromptedRun:
     def clean_up(self) -> None:
         """Remove the folder of a run that is done."""
         if self.folder is not None:
-            self._remove("finished.jsonl", "run.json", TORN, *STATES)
+            self._remove(*TORN, *FILES)
             with contextlib.suppress(OSError):  # somebody keeps other things there
                 self.folder.rmdir()
+
+    def clean_up_if_empty(self) -> None:
+        """Remove the folder if nothing is known that a resumed run could go on from."""
+        at_hand = self._refining or self._panning
+        known = self.rows or (at_hand is not None and at_hand.masklet.frames)
+        if not known and not self.resumed:
+            self.clean_up()
 
     def _remove(self, *patterns: str) -> None:
         assert self.folder is not None
@@ -253,7 +277,52 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise InterruptedRunError(
             f"there is no run to resume in {folder} ({error}): start it without --resume"
         ) from error
+    if not isinstance(about, dict) or not about.keys() >= ABOUT:
+        raise InterruptedRunError(
+            f"{folder / 'run.json'} is not of a run of geosam2 segment: name the folder of one, or "
+            "start anew in another folder without --resume"
+        )
     return about
+
+
+def note_output(folder: Path | None, output: str) -> None:
+    """Remember that a file holds what the run found so far: a resumed run may replace it."""
+    if folder is not None and output != "-":
+        write_atomically(folder / OUTPUT, json.dumps(_mark(Path(output))).encode())
+
+
+def is_output(folder: Path | None, output: str) -> bool:
+    """Whether a file is as the run in a folder left it."""
+    try:
+        stored = json.loads(((folder or Path()) / OUTPUT).read_text("utf-8"))
+        return bool(folder is not None and stored == _mark(Path(output)))
+    except (OSError, ValueError):
+        return False
+
+
+def _mark(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder where a new run would replace files that are not of a run.
+
+    Raises:
+        InterruptedRunError: If there are such files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InterruptedRunError(f"{folder} is a file: name another folder for the run (--state)")
+    present = sorted(path.name for name in FILES for path in folder.glob(name))
+    if not present:
+        return
+    try:
+        read_about(folder)
+    except InterruptedRunError:
+        raise InterruptedRunError(
+            f"{folder} has {', '.join(present)} that no run of geosam2 segment left: they would be "
+            "replaced, so name another folder (--state), or move them away"
+        ) from None
 
 
 def _append(path: Path, line: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
+from pyproj.exceptions import ProjError
 
 from geosam2.errors import GeoreferenceError, LevelError, SourceError
 from geosam2.levels import (
@@ -22,6 +23,7 @@ from geosam2.levels import (
     MERCATOR_LIMIT,
     Level,
     Window,
+    crs_from,
     enlarged,
     ground_size,
     is_web_mercator,
@@ -388,7 +390,8 @@ def open_scene(
             "percentile" for 8 bit too, "none" never; (low, high), one such pair per band, or a
             `Stretch`.
         bounds: Working area (left, bottom, right, top) in the scene's CRS, or anything of odc-geo
-            with a bounding box and a CRS.
+            with a bounding box and a CRS. It says where prompts may lie and what is looked at
+            first; an object that reaches out of it is followed and drawn whole.
         bounds_crs: CRS of `bounds`, if it is another one.
         crs: CRS of imagery that does not say its own.
         pixel_coordinates: Open a picture without a place on the map; x = column, y = -row.
@@ -457,8 +460,13 @@ def _bounds_in(bounds: Any, given: Any, crs: CRS | None) -> Bounds:
     """(left, bottom, right, top) in the scene's CRS."""
     box = getattr(bounds, "boundingbox", bounds)
     known = given if given is not None else getattr(box, "crs", None)
-    left, bottom, right, top = (float(v) for v in getattr(box, "bbox", box))
-    known = None if known is None else CRS.from_user_input(str(known))
+    try:
+        left, bottom, right, top = (float(v) for v in getattr(box, "bbox", box))
+    except (TypeError, ValueError):
+        raise GeoreferenceError(
+            f"bounds {bounds!r}: give four numbers, (left, bottom, right, top)"
+        ) from None
+    known = None if known is None else crs_from(str(known), "bounds_crs=")
     if known is not None and known.is_geographic and is_web_mercator(crs):
         return _on_web_map(left, bottom, right, top)
     if not (left < right and bottom < top):
@@ -472,8 +480,14 @@ def _bounds_in(bounds: Any, given: Any, crs: CRS | None) -> Bounds:
         raise GeoreferenceError("bounds of a picture in pixel coordinates have no CRS")
     from pyproj import Transformer
 
-    moved = Transformer.from_crs(known, crs, always_xy=True)
-    return moved.transform_bounds(left, bottom, right, top, densify_pts=21)
+    try:
+        moved = Transformer.from_crs(known, crs, always_xy=True)
+        return moved.transform_bounds(left, bottom, right, top, densify_pts=21)
+    except ProjError as error:
+        raise GeoreferenceError(
+            f"bounds {_short((left, bottom, right, top))} in {known.name} have no place in "
+            f"{crs.name} ({error}): pass bounds_crs= as it is, or bounds in the scene's CRS"
+        ) from error
 
 
 def _on_web_map(west: float, south: float, east: float, north: float) -> Bounds:

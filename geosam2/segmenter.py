@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from geosam2 import zoom
 from geosam2.asking import Answer, Question, ask
 from geosam2.cache import EmbeddingCache, FrameEncoder, Place
-from geosam2.errors import LevelError, PromptError
+from geosam2.errors import LevelError, OptionError, PromptError
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, Prompt, locate
@@ -476,6 +477,9 @@ class Segmenter:
         **geometry: Any,
     ) -> geopandas.GeoDataFrame:
         """Whole objects as polygons; see `objects`, `to_frame` and `vectorize.polygons`."""
+        from geosam2.vectorize import check_options
+
+        check_options(**geometry)
         found = self.objects(prompts, level=level, options=options, refine=refine)
         return self.to_frame(list(found), **geometry)
 
@@ -487,8 +491,8 @@ class Segmenter:
             **geometry: min_area_m2, simplify_m, orthogonal, smooth; see `vectorize.polygons`.
 
         Returns:
-            Columns id, score, stability, area_m2, frames, open_edges, level, model, prompt (JSON),
-            source, date (of this result, ISO), geometry.
+            Columns id, score, stability, area_m2 (NaN without a CRS), frames, open_edges, level,
+            model, prompt (JSON), source, date (of this result, ISO), geometry.
         """
         return self.table(self.rows(masklets, **geometry))
 
@@ -507,12 +511,13 @@ class Segmenter:
     def _row(self, masklet: Masklet, options: dict[str, Any]) -> dict[str, Any]:
         from geosam2.vectorize import from_mosaic, geodesic_area
 
-        outline = from_mosaic(masklet.mosaic, **options)
+        outline, crs = from_mosaic(masklet.mosaic, **options), self.scene.crs
         return {
             "id": masklet.object_id,
             "score": round(masklet.score, 4),
             "stability": round(masklet.stability, 4),
-            "area_m2": geodesic_area(outline, self.scene.crs),
+            # pixels have no size in metres
+            "area_m2": math.nan if crs is None else geodesic_area(outline, crs),
             "frames": len(masklet.frames),
             "open_edges": len(masklet.open_edges),
             "level": masklet.level.label,
@@ -569,8 +574,14 @@ def _without_last_click(prompt: Prompt) -> Prompt | None:
     return replace(prompt, points=prompt.points[:-1], labels=prompt.labels[:-1])
 
 
-def _load(model: str | SAM2) -> SAM2:
+def _load(model: str | os.PathLike[str] | SAM2) -> SAM2:
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
     if not isinstance(model, str):
+        if not hasattr(model, "encode"):  # not by type: tests and others bring their own network
+            raise OptionError(
+                f"model={model!r}: give a name such as 'nano', a path of weights or a loaded model"
+            )
         return model
     import geosam2_model
 

@@ -6,6 +6,7 @@ are pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,9 +16,11 @@ import numpy.typing as npt
 import pyproj
 import shapely
 from affine import Affine
+from pyproj.exceptions import ProjError
 from shapely.geometry import MultiPolygon, Polygon
 
 from geosam2 import contours
+from geosam2.errors import OptionError
 from geosam2.regularize import right_angles, smoothed
 
 if TYPE_CHECKING:
@@ -63,12 +66,16 @@ def polygons(
     Returns:
         A valid Polygon or MultiPolygon in `crs`; empty Polygon if nothing is above `level`.
 
+    Raises:
+        OptionError: As `check_options`.
+
     >>> square = np.pad(np.full((8, 8), 3.0), 4, constant_values=-3.0)
     >>> polygons(square, Affine(10, 0, 0, 0, -10, 0)).bounds
     (40.0, -120.0, 120.0, -40.0)
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (H, W), got shape {logits.shape}")
+    check_options(min_area_m2, simplify_m, orthogonal=orthogonal, smooth=smooth)
     rings = contours.trace(contours.strips(logits), logits.shape[1], level=level)
     return _finish(rings, transform, crs, min_area_m2, simplify_m, orthogonal, smooth)
 
@@ -83,12 +90,41 @@ def from_mosaic(
     smooth: bool = False,
 ) -> Shape:
     """Outline of a followed object; as `polygons`, one block of the mosaic in memory at a time."""
+    check_options(min_area_m2, simplify_m, orthogonal=orthogonal, smooth=smooth)
     if not len(mosaic):
         return Polygon()
     top, left, _, right = mosaic.box
     rings = contours.trace(_mosaic_blocks(mosaic), right - left, level=level)
     transform = _shifted(mosaic.transform, left, top)
     return _finish(rings, transform, mosaic.crs, min_area_m2, simplify_m, orthogonal, smooth)
+
+
+def check_options(
+    min_area_m2: float = 0.0,
+    simplify_m: float | None = None,
+    *,
+    orthogonal: bool = False,
+    smooth: bool = False,
+    **unknown: Any,
+) -> None:
+    """Refuse options of `polygons` that make no sense: before hours of work rather than after.
+
+    Raises:
+        OptionError: If a number is negative or not finite, or two options exclude each other.
+        TypeError: If there is no such option.
+    """
+    if unknown:
+        raise TypeError(
+            f"there is no option {', '.join(unknown)}: outlines take min_area_m2, simplify_m, "
+            "orthogonal and smooth"
+        )
+    for name, value in (("min_area_m2", min_area_m2), ("simplify_m", simplify_m or 0.0)):
+        if not (math.isfinite(value) and value >= 0):
+            raise OptionError(f"{name}={value}: give a number from 0")
+    if orthogonal and smooth:
+        raise OptionError(
+            "orthogonal=True is for buildings and smooth=True for natural things: choose one"
+        )
 
 
 def coverage(
@@ -160,7 +196,8 @@ def simplify(geometries: Geometries, crs: Any, metres: float) -> Geometries:
 def geodesic_area(geometry: shapely.Geometry, crs: Any) -> float:
     """Area on the WGS 84 ellipsoid in square metres, holes taken off.
 
-    Right across the antimeridian too. Without a CRS, plain area in pixels.
+    Right across the antimeridian too. Without a CRS, plain area in pixels; in a local CRS, which
+    has no place on the Earth, plain area in its unit of length.
 
     >>> round(geodesic_area(shapely.box(0, 0, 1, 1), "EPSG:4326") / 1e6)
     12308
@@ -172,6 +209,10 @@ def geodesic_areas(geometries: Geometries, crs: Any) -> npt.NDArray[np.float64]:
     """`geodesic_area` of each."""
     if crs is None:
         return np.asarray(shapely.area(geometries))
+    to_degrees = _to_degrees(pyproj.CRS(crs))
+    if to_degrees is None:
+        mx, my = metres_per_unit(crs, 0.0, 0.0)
+        return np.asarray(shapely.area(geometries)) * mx * my
     parts, owner = shapely.get_parts(geometries, return_index=True)
     rings, part = shapely.get_rings(parts, return_index=True)
     areas = np.zeros(len(geometries))
@@ -181,7 +222,7 @@ def geodesic_areas(geometries: Geometries, crs: Any) -> npt.NDArray[np.float64]:
     rings = shapely.segmentize(rings, _LONGEST_EDGE / max(mx, my))
     is_hole = np.append(False, part[1:] == part[:-1])  # the first ring of a part is its shell
     points, ring = shapely.get_coordinates(rings, return_index=True)
-    lon, lat = _to_degrees(pyproj.CRS(crs)).transform(*points.T)
+    lon, lat = to_degrees.transform(*points.T)
     breaks = np.flatnonzero(np.diff(ring)) + 1
     for lons, lats, hole, k in zip(
         np.split(lon, breaks), np.split(lat, breaks), is_hole, owner[part], strict=True
@@ -201,7 +242,9 @@ def metres_per_unit(crs: Any, x: float, y: float) -> tuple[float, float]:
         return 1.0, 1.0
     crs = pyproj.CRS(crs)
     step = 1e-4 if crs.is_geographic else 10.0
-    lon, lat = _to_degrees(crs).transform([x, x + step, x], [y, y, y + step])
+    to_degrees, nowhere = _to_degrees(crs), ([np.nan], [np.nan])
+    places = ([x, x + step, x], [y, y, y + step])
+    lon, lat = nowhere if to_degrees is None else to_degrees.transform(*places)
     if not np.isfinite([lon, lat]).all():
         factor = crs.axis_info[0].unit_conversion_factor
         return factor, factor
@@ -306,5 +349,9 @@ def _centre(geometries: Geometries) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=16)
-def _to_degrees(crs: pyproj.CRS) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+def _to_degrees(crs: pyproj.CRS) -> pyproj.Transformer | None:
+    """None for a local CRS."""
+    try:
+        return pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
+    except ProjError:
+        return None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -381,3 +382,61 @@ def test_masks_that_are_none(tmp_path, mask, remedy):
         export.write_mask(mask, tmp_path / "m.tif", Affine.identity())
     with pytest.raises(ExportError, match=r"written as \.tif"):
         export.write_mask(np.zeros((3, 3), bool), tmp_path / "m.png", Affine.identity())
+
+
+PIXELS = shapely.box(100, -300, 250, -120)
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".geojsonl", ".gpkg"])
+def test_pixel_coordinates_stay_as_they_are(tmp_path, suffix):
+    found = geopandas.GeoDataFrame({"id": [1]}, geometry=[PIXELS])
+    path = tmp_path / f"pixels{suffix}"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        export.write(found, path)
+        back = _read(path)
+    assert back.geometry[0].equals(PIXELS)
+    remedies = [str(one.message) for one in said if one.category is ExportWarning]
+    assert [".gpkg" in remedy for remedy in remedies] == ([] if suffix == ".gpkg" else [True])
+
+
+def test_pixel_coordinates_on_stdout_and_in_many_tables(tmp_path, capsys):
+    found = geopandas.GeoDataFrame({"id": [1]}, geometry=[PIXELS])
+    with pytest.warns(ExportWarning, match="GeoPackage"):
+        export.write(found, "-")
+    (feature,) = json.loads(capsys.readouterr().out)["features"]
+    assert shapely.geometry.shape(feature["geometry"]).equals(PIXELS)
+    with pytest.warns(ExportWarning, match="GeoPackage") as said:
+        assert export.write_many([found, found], tmp_path / "two.geojson") == 2
+    assert len(said) == 1
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs a folder where root cannot write")
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    with pytest.raises(ExportError, match="name another folder"):
+        export.check_output(Path("/proc/a.gpkg"), replaceable=False)
+    (tmp_path / "a.gpkg").mkdir()
+    with pytest.raises(ExportError, match="name a file in it"):
+        export.check_output(tmp_path / "a.gpkg", replaceable=True)
+    export.check_output(tmp_path / "b.gpkg", replaceable=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gpkg"]
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    for wrong in (None, [PIXELS], pd.DataFrame({"id": [1]})):
+        with pytest.raises(ExportError, match="give a GeoDataFrame"):
+            export.write(wrong, tmp_path / "a.gpkg")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_ids_of_a_file(tmp_path, lakes, suffix):
+    path = tmp_path / f"lakes{suffix}"
+    assert export.ids_in(path) == set()
+    export.write(lakes, path)
+    assert export.ids_in(path) == {1, 2, 3}
+    export.write(lakes.drop(columns="id"), path, overwrite=True)
+    if suffix != ".parquet":
+        assert export.ids_in(path) == set()
+    path.write_text("nonsense")
+    with pytest.raises(ExportError, match="nothing is appended"):
+        export.ids_in(path)

@@ -85,7 +85,7 @@ def test_the_thumbnail_shows_colours_and_holes(path: Path, tmp_path: Path) -> No
         run(path, "--thumbnail", target)
     run(path, "--thumbnail", target, "--overwrite")
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(ExportError, match="cannot write"):
+    with pytest.raises(ExportError, match="there is no folder"):
         run(path, "--thumbnail", tmp_path / "nowhere" / "a.png")
 
 
@@ -122,3 +122,24 @@ def test_every_command_that_opens_a_scene_takes_the_same_options(
     done = CliRunner().invoke(cli, args)
     assert done.exit_code == 2
     assert "4 numbers with commas between them are needed, got '1,2,3'" in done.output
+
+
+def test_a_thumbnail_is_a_png_or_nothing(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"a picture is written as \.png"):
+        run(path, "--thumbnail", tmp_path / "out.txt")
+    with pytest.raises(ExportError, match="there is no folder"):
+        run(path, "--thumbnail", tmp_path / "nowhere" / "out.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_says_what_the_bounds_do_and_how_pixels_are_counted() -> None:
+    said = " ".join(run("--help").output.split())
+    assert "objects that reach out of it are drawn whole" in said
+    assert "x = column, y = -row (negative)" in said
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs a folder where root cannot write")
+def test_the_demo_refuses_a_folder_that_cannot_be_made() -> None:
+    done = CliRunner().invoke(cli, ["demo", "-o", "/proc/x"])
+    assert isinstance(done.exception, ExportError)
+    assert "name another with --output" in str(done.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import geopandas
@@ -114,6 +115,17 @@ def test_only_points_on_the_frame_are_said():
         (lambda: Prompt(points=((0, 91),), crs=4326).to_crs(3857), "has no place in EPSG:3857"),
         (lambda: as_prompts([(1, 2, 3)]), r"want \(x, y\)"),
         (lambda: as_prompts([(1, 2)], [[1], [0]]), "nest labels as points are"),
+        (lambda: as_prompts([None]), r"want \(x, y\)"),
+        (lambda: as_prompts("abc"), r"want \[\(x, y\), ...\]"),
+        (lambda: as_prompts([(1, 2)], ["x"]), "label 'x': use 1 for foreground"),
+        (lambda: as_prompts([(1, 2)], [0.5]), "label 0.5: use 1 for foreground"),
+        (lambda: as_prompts([(1, 2)], [math.nan]), "use 1 for foreground"),
+        (lambda: as_prompts(boxes=[(1, 2, 3)]), r"want \(left, bottom, right, top\)"),
+        (lambda: as_prompts(boxes=["abc"]), r"want \(left, bottom, right, top\)"),
+        (lambda: as_prompts(boxes=3), r"want \[\(left, bottom, right, top\), ...\]"),
+        (lambda: as_prompts(masks=["abc"]), "give a shapely polygon"),
+        (lambda: as_prompts(geopandas.GeoSeries([shapely.Point(1, 2), None])), "row 1 .* drop it"),
+        (lambda: Prompt(points=(None,)), r"want \[\(x, y\), ...\]"),
     ],
 )
 def test_mistakes_name_the_remedy(make, remedy):
@@ -160,7 +172,7 @@ def test_a_scene_without_crs_takes_pixels_only():
     assert locate(Prompt(points=((10, -20),)), picture).points == ((10, -20),)
     with pytest.raises(PromptError, match="no crs="):
         locate(Prompt(points=((10, -20),), crs=4326), picture)
-    with pytest.raises(PromptError, match="column, row pixel coordinates"):
+    with pytest.raises(PromptError, match="y = -row, so y is negative"):
         locate(Prompt(points=((1000, -20),)), picture)
 
 
@@ -228,3 +240,62 @@ def test_a_bad_prompts_file_is_explained(tmp_path, text, remedy):
     path.write_text(text)
     with pytest.raises(PromptError, match=remedy):
         read_prompts(path)
+
+
+def test_a_single_point_box_or_mask_needs_no_list():
+    assert as_prompts((1, 2), 1) == as_prompts([(1, 2)], [1])
+    assert as_prompts(np.array([1.0, 2.0])) == as_prompts([(1, 2)])
+    assert as_prompts(shapely.Point(1, 2)) == as_prompts([(1, 2)])
+    assert as_prompts(boxes=(0, 1, 2, 3)) == as_prompts(boxes=[(0, 1, 2, 3)])
+    square = shapely.box(0, 0, 1, 1)
+    assert as_prompts(masks=square) == as_prompts(masks=[square])
+    assert as_prompts([], boxes=[], masks=[]) == []
+
+
+DATELINE = SimpleNamespace(crs=CRS(4326), bounds=(179.99, 9.97, 180.02, 10.0))
+
+
+def test_a_place_a_whole_turn_away_is_the_same_place():
+    found = locate(Prompt(points=((-179.995, 9.985), (179.995, 9.98)), crs=4326), DATELINE)
+    assert found.points == pytest.approx(np.array([(180.005, 9.985), (179.995, 9.98)]))
+    box = locate(Prompt(box=(-179.999, 9.98, -179.99, 9.99)), DATELINE).box
+    assert box == pytest.approx((180.001, 9.98, 180.01, 9.99))
+    west = shapely.box(-179.999, 9.98, -179.99, 9.99)
+    mask = locate(Prompt(mask=west), DATELINE).mask
+    assert mask.bounds == pytest.approx((180.001, 9.98, 180.01, 9.99))
+
+
+def test_a_place_a_whole_turn_away_on_the_web_map():
+    turn = 40_075_016.68557849
+    web = SimpleNamespace(crs=CRS(3857), bounds=(turn / 2 - 1000, 0.0, turn / 2 + 1000, 1000.0))
+    found = locate(Prompt(points=((-179.995, 0.005),), crs=4326), web)
+    assert web.bounds[0] < found.points[0][0] < web.bounds[2]
+    with pytest.raises(PromptError, match="outside the scene"):
+        locate(Prompt(points=((-178, 0.005),), crs=4326), web)
+
+
+def feature(**properties):
+    place = {"type": "Point", "coordinates": [15, 42]}
+    return {"type": "Feature", "properties": properties, "geometry": place}
+
+
+@pytest.mark.parametrize(
+    ("stored", "remedy"),
+    [
+        (feature(label="x"), "feature 0: label 'x': use 1 for foreground"),
+        (feature(label=0.5), "use 1 for foreground"),
+        (feature(object=[1]), "want a number or name"),
+        ({"type": "FeatureCollection"}, "want a list of GeoJSON features"),
+        ({"type": "FeatureCollection", "features": [None]}, "want a list of GeoJSON features"),
+        ({**feature(), "properties": [1]}, "no JSON object"),
+    ],
+)
+def test_mistakes_in_a_prompts_file_name_the_remedy(stored, remedy):
+    with pytest.raises(PromptError, match=remedy):
+        read_prompts(json.dumps(stored))
+
+
+def test_null_in_a_prompts_file_is_nothing_said():
+    two = [feature(label=None, object=None), feature(label=0, object=None)]
+    stored = {"type": "FeatureCollection", "features": two, "crs": None}
+    assert [prompt.labels for prompt in read_prompts(json.dumps(stored))] == [(1,), (0,)]

@@ -17,9 +17,10 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.features import rasterize
 
-from geosam2 import runs
+from geosam2 import runs, vectorize
+from geosam2.api import segment
 from geosam2.cache import EmbeddingCache
-from geosam2.errors import InterruptedRunError
+from geosam2.errors import InterruptedRunError, OptionError
 from geosam2.prompts import Prompt, locate
 from geosam2.refine import Refining
 from geosam2.runs import PromptedRun, Task
@@ -219,3 +220,64 @@ def test_runs_killed_at_random_moments_end_with_the_same_object(scene, straight,
     )
     list(later)
     assert outline(later).equals(straight[0])
+
+
+@pytest.mark.parametrize("name", ["run.json", "finished.jsonl", "current.safetensors"])
+def test_files_of_somebody_else_are_not_replaced(scene, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(InterruptedRunError, match=f"has {name} .* name another folder"):
+        PromptedRun(segmenter(scene), Task((CLICK,)), tmp_path)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_a_run_of_ours_is_replaced_and_other_files_stay(scene, tmp_path):
+    mine = [tmp_path / name for name in ("notes.txt", ".mine.part")]
+    for path in mine:
+        path.touch()
+    PromptedRun(segmenter(scene), Task((CLICK,)), tmp_path)
+    PromptedRun(segmenter(scene), Task((CLICK,)), tmp_path).clean_up()
+    assert sorted(tmp_path.iterdir()) == sorted(mine)
+
+
+def test_a_folder_of_another_run_cannot_be_resumed(scene, tmp_path):
+    (tmp_path / "run.json").write_text('{"job": "find everything"}')
+    with pytest.raises(InterruptedRunError, match="not of a run of geosam2 segment"):
+        PromptedRun(segmenter(scene), Task((CLICK,)), tmp_path, resume=True)
+
+
+def test_a_run_that_found_nothing_leaves_no_folder(scene, tmp_path):
+    folder = tmp_path / "run"
+    run = PromptedRun(segmenter(scene), Task((CLICK,)), folder)
+    run.clean_up_if_empty()
+    assert not folder.exists()
+    begun = stopped_while_refining(scene, folder, 1)
+    begun.clean_up_if_empty()
+    assert folder.exists()
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"min_area_m2": float("nan")},
+        {"min_area_m2": -1},
+        {"simplify_m": float("nan")},
+        {"simplify_m": -1.0},
+        {"orthogonal": True, "smooth": True},
+    ],
+)
+def test_options_without_sense_are_refused_before_the_work(scene, geometry):
+    with pytest.raises(OptionError, match=r"give a number from 0|choose one"):
+        Task((CLICK,), geometry=geometry)
+    with pytest.raises(OptionError, match=r"give a number from 0|choose one"):
+        vectorize.polygons(np.ones((4, 4)), Affine.identity(), **geometry)
+    with pytest.raises(OptionError, match=r"give a number from 0|choose one"):
+        segment(scene, [CLICK.points[0]], model="never loaded", **geometry)
+
+
+def test_the_python_function_refuses_before_the_network_is_loaded(scene):
+    with pytest.raises(OptionError, match="max_frames=0: give a whole number from 1"):
+        segment(scene, [CLICK.points[0]], model="never loaded", max_frames=0)
+    with pytest.raises(TypeError, match="min_area_m2, simplify_m"):
+        segment(scene, [CLICK.points[0]], model="never loaded", foo=1)
+    with pytest.raises(OptionError, match="a path of weights"):
+        segment(scene, [CLICK.points[0]], model=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -11,18 +12,23 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.warp
+import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
-from geosam2.errors import GeoreferenceError, LevelError, SourceError
+from geosam2.commands.info import describe
+from geosam2.errors import ExportError, GeoreferenceError, LevelError, PromptError, SourceError
+from geosam2.export import check_crs
 from geosam2.levels import Window, level_for
+from geosam2.prompts import Prompt, locate
 from geosam2.scene import Scene, open_scene
 from geosam2.sources.bands import Stretch
 from geosam2.testing.files import write_geotiff
 from geosam2.tiling import FrameGrid
+from geosam2.vectorize import geodesic_area
 
 SHAPE = (900, 1100)
 # corner off the multiples of a pixel: half a cell east, a quarter south
@@ -234,3 +240,31 @@ def test_stretches_that_mean_nothing_are_refused() -> None:
     assert Stretch((0.0,), (1.0,)).apply(np.array([[[np.nan, np.inf, -np.inf]]])).tolist()[0] == [
         [0, 255, 0]
     ]
+
+
+@pytest.mark.parametrize("bounds", [(1, 2), "abc", 3, (1, 2, 3, "x"), None])
+def test_bounds_that_are_no_box_name_the_remedy(scene: Scene, bounds: Any) -> None:
+    with pytest.raises(GeoreferenceError, match="give four numbers"):
+        scene.within(bounds)
+
+
+LOCAL = 'LOCAL_CS["site plan",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
+
+
+def test_a_local_crs_has_metres_but_no_place_on_the_earth(tmp_path: Path, pixels: Any) -> None:
+    path = write_geotiff(tmp_path / "local.tif", pixels, GEOBOX)
+    with rasterio.open(path, "r+") as file:
+        file.crs = rasterio.CRS.from_wkt(LOCAL)
+    local = open_scene(path)
+    assert local.gsd == pytest.approx(0.6)
+    assert json.loads(json.dumps(describe(local)))["bbox"] is None
+    place = local.bounds[0] + 1, local.bounds[1] + 1
+    assert locate(Prompt(points=(place,)), local).points == (place,)
+    with pytest.raises(PromptError, match="has no place in"):
+        locate(Prompt(points=((-74, 40),), crs=4326), local)
+    with pytest.raises(PromptError, match="outside the scene"):
+        locate(Prompt(points=((-74, 40),)), local)
+    assert geodesic_area(shapely.box(0, 0, 10, 10), local.crs) == pytest.approx(100)
+    with pytest.raises(ExportError, match="write GeoPackage"):
+        check_crs("-", local.crs)
+    check_crs("a.gpkg", local.crs)

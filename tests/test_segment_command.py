@@ -18,11 +18,12 @@ import shapely
 from affine import Affine
 from click.testing import CliRunner, Result
 from odc.geo.geobox import GeoBox
+from PIL import Image
 from pyproj import Transformer
 from rasterio.features import rasterize
 
 from geosam2.cli import cli
-from geosam2.errors import GeoSAM2Error, SourceError
+from geosam2.errors import ExportError, ExportWarning, GeoSAM2Error, SourceError
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
 
@@ -208,3 +209,153 @@ def test_mistakes_get_one_sentence(scene, args, code, remedy):
     else:
         assert isinstance(done.exception, GeoSAM2Error)
         assert remedy in str(done.exception)
+
+
+POINT = ("-p", on_map(150, 200))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "remedy"),
+    [
+        (["--max-frames", 0], 2, "not in the range"),
+        (["--min-area", "nan"], 1, "give a number from 0"),
+        (["--min-area", -1], 1, "give a number from 0"),
+        (["--simplify", "nan"], 1, "give a number from 0"),
+        (["--simplify", -2], 1, "give a number from 0"),
+        (["--orthogonal", "--smooth"], 1, "choose one"),
+        (["--overwrite", "--append"], 2, "choose one"),
+        (["-p", f"{on_map(1, 1)},0.5"], 1, "use 1 for foreground"),
+        (["-p", f"{on_map(1, 1)},nan"], 1, "use 1 for foreground"),
+        (["--preview", "x.txt"], 1, "a picture is written as .png"),
+        (["--preview", "no/such/folder/x.png"], 1, "there is no folder"),
+        (["--scene-crs", "foo"], 1, "use for example 'EPSG:4326'"),
+        (["--bounds-crs", "foo", "--bounds", "1,2,3,4"], 1, "use for example 'EPSG:4326'"),
+    ],
+)
+def test_values_without_sense_are_refused_before_the_work(scene, tmp_path, options, code, remedy):
+    model = ColourModel(128)
+    done = run(scene, *POINT, "-o", tmp_path / "out.gpkg", *options, model=model)
+    said = done.output if code == 2 else str(done.exception)
+    assert remedy in said
+    assert (done.exit_code == 2) == (code == 2)
+    assert isinstance(done.exception, GeoSAM2Error if code == 1 else SystemExit)
+    assert model.encoded == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs a folder where root cannot write")
+@pytest.mark.parametrize(
+    "options", [["-o", "/proc/x.gpkg"], ["--state", "/proc/x"], ["--preview", "/proc/x.png"]]
+)
+def test_places_that_cannot_be_written_are_refused_before_the_work(scene, tmp_path, options):
+    model = ColourModel(128)
+    done = run(scene, *POINT, "-o", tmp_path / "out.gpkg", *options, model=model)
+    assert isinstance(done.exception, ExportError)
+    assert "name another" in str(done.exception)
+    assert model.encoded == 0
+
+
+def test_a_prompt_outside_leaves_no_folder(scene, tmp_path):
+    done = run(scene, "-p", "1,2", "-o", tmp_path / "out.gpkg")
+    assert isinstance(done.exception, GeoSAM2Error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_fails_at_once_leaves_no_folder(scene, tmp_path):
+    done = run(scene, *POINT, "-o", tmp_path / "out.gpkg", "--level", 0, model=Cut(1))
+    assert isinstance(done.exception, SourceError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_user_s_own_files_in_the_state_folder_stay(scene, tmp_path):
+    (tmp_path / "run.json").write_text("mine")
+    done = run(scene, *POINT, "-o", tmp_path / "out.gpkg", "--state", tmp_path)
+    assert "name another folder" in str(done.exception)
+    assert (tmp_path / "run.json").read_text() == "mine"
+
+
+def test_quiet_says_nothing(scene, tmp_path):
+    args = ["-q", "segment", scene, *POINT, "-o", tmp_path / "out.gpkg", "--level", 2, "--no-cache"]
+    with mock.patch("geosam2_model.load", return_value=ColourModel(128)):
+        done = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert done.exit_code == 0, done.output
+    assert done.output == ""
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".parquet"])
+def test_appended_objects_are_numbered_on(scene, tmp_path, suffix):
+    target = tmp_path / f"out{suffix}"
+    for _ in range(3):
+        done = run(scene, *POINT, "-o", target, "--level", 2, "--append")
+        assert done.exit_code == 0, done.output
+    read = geopandas.read_parquet if suffix == ".parquet" else geopandas.read_file
+    assert read(target).id.tolist() == [1, 2, 3]
+
+
+def stopped(scene, target, *options) -> None:
+    done = run(scene, *POINT, "-o", target, "--level", "native", *options, model=Interrupting(128))
+    assert done.exit_code == 130, done.output
+
+
+@pytest.mark.parametrize("option", [POINT, ("--simplify", 3), ("--level", "1/2"), ("--crs", 4326)])
+def test_options_that_a_resumed_run_would_ignore_are_refused(scene, tmp_path, option):
+    done = run(scene, "-o", tmp_path / "out.gpkg", "--resume", *option)
+    assert done.exit_code == 2
+    assert "cannot be changed with --resume" in done.output
+
+
+def test_resume_does_not_replace_a_file_of_somebody_else(scene, tmp_path):
+    target = tmp_path / "out.gpkg"
+    stopped(scene, target)
+    part = geopandas.read_file(target)
+    part.assign(note="by hand").to_file(target)  # edited after the stop
+    done = run(scene, "-o", target, "--resume")
+    assert "replace it with --overwrite" in str(done.exception)
+    assert "note" in geopandas.read_file(target)
+    done = run(scene, "-o", target, "--resume", "--overwrite")
+    assert done.exit_code == 0, done.output
+    assert geopandas.read_file(target).open_edges.tolist() == [0]
+
+
+def test_an_unfinished_object_is_not_appended_to_the_objects_of_others(scene, tmp_path):
+    target = tmp_path / "out.gpkg"
+    assert run(scene, "-p", on_map(40, 40), "-o", target, "--level", 0).exit_code == 0
+    stopped(scene, target, "--append")
+    assert geopandas.read_file(target).id.tolist() == [1]
+    assert run(scene, "-o", target, "--resume", "--append").exit_code == 0
+    both = geopandas.read_file(target)
+    assert both.id.tolist() == [1, 2]
+    assert both.open_edges.tolist() == [0, 0]
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    """A lake in a picture without a place on the map."""
+    pixels = np.zeros((3, 256, 256), np.uint8)
+    pixels[1] = 110
+    pixels[2, 80:160, 60:150] = 200
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.moveaxis(pixels, 0, -1)).save(path)
+    return path
+
+
+def test_pixels_have_no_square_metres(picture, tmp_path):
+    target = tmp_path / "out.gpkg"
+    args = ("--pixel-coordinates", "-p", "100,-120", "--level", 0)
+    done = run(picture, *args, "-o", target)
+    assert done.exit_code == 0, done.output
+    row = geopandas.read_file(target).iloc[0]
+    assert np.isnan(row.area_m2)
+    assert row.geometry.area == pytest.approx(80 * 90, rel=0.05)
+    assert f"object 1: {row.geometry.area:.0f} px" in done.stderr
+    assert run(picture, *args, "-o", target, "--append").exit_code == 0
+    assert geopandas.read_file(target).id.tolist() == [1, 2]
+    with pytest.warns(ExportWarning, match=".gpkg"):
+        found = json.loads(run(picture, *args).stdout)["features"][0]
+    assert found["properties"]["area_m2"] is None
+    assert shapely.geometry.shape(found["geometry"]).area == pytest.approx(row.geometry.area)
+
+
+def test_rows_below_the_top_of_a_picture_are_negative(picture):
+    done = run(picture, "--pixel-coordinates", "-p", "100,120")
+    assert "y = -row, so y is negative" in str(done.exception)

@@ -181,3 +181,11 @@ def test_what_has_no_place_is_refused() -> None:
         open_scene(array.rename(band="time"))
     with pytest.raises(SourceError, match="must include y and x"):
         open_scene(array.rename(x="across"))
+
+
+def test_a_crs_that_nobody_knows_is_said() -> None:
+    array = xarray.DataArray(noise(), dims=("band", "y", "x"), coords=centres())
+    with pytest.raises(GeoreferenceError, match="crs='foo' is not known: use for example"):
+        open_scene(array, crs="foo")
+    with pytest.raises(GeoreferenceError, match=r"attribute crs .* is not known"):
+        open_scene(array.assign_attrs(crs="foo"))

@@ -701,3 +701,42 @@ def test_a_quarter_of_a_terapixel_opens_and_reads_in_a_second(tmp_path: Path) ->
     assert int(count) > 1_000_000
     assert float(seconds) < 1.0
     assert float(megabytes) < 300
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "WMS:http://127.0.0.1:9/wms?key=SECRET9",
+        "WMTS:http://127.0.0.1:9/wmts?apikey=SECRET9",
+        "/vsizip//vsicurl/http://127.0.0.1:9/a.zip?key=SECRET9",
+        "/vsicurl?url=http%3A%2F%2F127.0.0.1%3A9%2Fa.tif%3Fkey%3DSECRET9",
+        "zip+https://127.0.0.1:9/a.zip?key=SECRET9!a.tif",
+    ],
+)
+def test_gdal_s_own_ways_to_name_a_url_never_show_the_key(
+    source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with pytest.raises(SourceError, match=r"\*\*\*") as caught:
+        open_scene(source)
+    assert "SECRET9" not in str(caught.value)
+    assert "SECRET9" not in caplog.text
+
+
+def test_a_crs_that_nobody_knows_is_said(tmp_path: Path) -> None:
+    pixels, geobox = checkerboard((64, 64)), grid_of((64, 64))
+    path = write_geotiff(tmp_path / "a.tif", pixels, geobox)
+    with pytest.raises(GeoreferenceError, match="crs='foo' is not known: use for example"):
+        open_scene(path, crs="foo")
+    with pytest.raises(GeoreferenceError, match="bounds_crs='foo' is not known: use for example"):
+        open_scene(path, bounds=(0, 0, 1, 1), bounds_crs="foo")
+    where = {"driver": "GTiff", "width": 64, "height": 64, "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", **where, transform=geobox.affine) as file:
+        file.write(pixels[0], 1)
+    with pytest.raises(GeoreferenceError, match="crs='foo' is not known"):
+        open_scene(path, crs="foo")
+
+
+def test_a_file_whose_name_is_no_utf8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no UTF-8\. Rename the file"):
+        open_scene(f"{tmp_path}/a\udcff.tif")

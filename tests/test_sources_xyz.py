@@ -27,7 +27,7 @@ from geosam2.errors import LevelError, SourceError
 from geosam2.scene import Scene, open_scene
 from geosam2.sources.diskcache import DiskCache, Entry
 from geosam2.sources.fetch import Service
-from geosam2.sources.redact import Redactor
+from geosam2.sources.redact import Redactor, hide_keys
 from geosam2.sources.tilestores import Tile, fill
 from geosam2.testing.files import write_xyz_tiles
 from geosam2.testing.server import Server, serve_folder
@@ -686,6 +686,60 @@ def test_a_disk_without_room_is_told_and_survived(
 )
 def test_only_what_may_be_shown_is_shown(url: str, public: str) -> None:
     assert Redactor.of(url).public == public
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("WMS:http://h:9/wms?layers=a&key=KEY1", "WMS:http://h:9/wms?layers=a&key=***"),
+        ("WMTS:https://h/w?apikey=KEY1", "WMTS:https://h/w?apikey=***"),
+        ("/vsizip//vsicurl/http://h/a.zip?key=KEY1", "/vsizip//vsicurl/http://h/a.zip?key=***"),
+        ("/vsigzip//vsicurl/http://h/a.gz?sig=KEY1", "/vsigzip//vsicurl/http://h/a.gz?sig=***"),
+        ("/vsitar//vsicurl/http://u:KEY1@h/a.tar", "/vsitar//vsicurl/http://***@h/a.tar"),
+        ("/vsizip/{/vsicurl/http://h/a?k=KEY1}/b", "/vsizip/{/vsicurl/http://h/a?k=***"),
+        (
+            "/vsicurl?url=http%3A%2F%2Fh%3A9%2Fa.tif%3Fkey%3DKEY1",
+            "/vsicurl?url=http%3A%2F%2Fh%3A9%2Fa.tif%3Fkey%3D***",
+        ),
+        (
+            "/vsicurl?header.Authorization=KEY1&url=http%3A%2F%2Fh%2Fa.tif",
+            "/vsicurl?header.Authorization=***&url=http%3A%2F%2Fh%2Fa.tif",
+        ),
+        ("zip+https://h/a.zip?key=KEY1!a.tif", "zip+https://h/a.zip?key=***"),
+        ("<ServerUrl>http://h/w?key=KEY1</ServerUrl>", "<ServerUrl>http://h/w?key=***</ServerUrl>"),
+        ("http://[no/host?key=KEY1", "http://***"),
+    ],
+)
+def test_urls_are_found_wherever_they_stand(source: str, public: str) -> None:
+    door = Redactor.of(source)
+    assert door.public == public
+    # GDAL says it in other forms: taken apart, decoded, with a member of the archive behind it
+    for said in ("open KEY1", "/vsizip/vsicurl/https://h/a.zip?key=KEY1/a.tif", f"no {source}"):
+        assert "KEY1" not in door.clean(said)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["key", "apikey", "api_key", "token", "access_token", "sig", "Signature", "password",
+     "subscription-key", "Ocp-Apim-Subscription-Key", "X-Amz-Signature"],
+)  # fmt: skip
+def test_under_the_door_is_a_net(name: str) -> None:
+    said = (
+        f"GDALOpen(/vsicurl/http://h/a.tif?v=1&{name}=Q&x=2): http%3A%2F%2Fh%3F{name}%3DQ%26x%3D2"
+    )
+    hidden = f"GDALOpen(/vsicurl/http://h/a.tif?v=1&{name}=***&x=2): http%3A%2F%2Fh%3F{name}%3D***"
+    assert hide_keys(said) == f"{hidden}%26x%3D2"
+    assert hide_keys(hide_keys(said)) == hide_keys(said)
+
+
+def test_passwords_of_data_bases_are_in_the_net_and_ordinary_words_are_not() -> None:
+    said = "PG:host=h user=me password='Q' table=key=1 sig=2 in /data/token=3/api_key=4.tif"
+    assert hide_keys(said) == said.replace("'Q'", "'***'")
+
+
+def test_a_name_that_is_no_utf8_can_be_said() -> None:
+    door = Redactor.of("/data/a\udcff.tif")
+    assert door.public.encode() == b"/data/a\\udcff.tif"
 
 
 def test_a_new_key_keeps_the_cache_and_another_layer_does_not() -> None:

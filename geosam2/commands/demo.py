@@ -51,7 +51,13 @@ TARGETS = (
     help="Folder for polygons, pictures and tiles; made if missing.",
 )
 @click.option("--model", default="nano", show_default=True, help="Name or path of weights.")
-@click.option("--max-frames", default=30, show_default=True, help="Frames for one object.")
+@click.option(
+    "--max-frames",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Frames for one object.",
+)
 def command(output: Path, model: str, max_frames: int) -> None:
     """Segment the example scene: a house, a sports hall and a highway, one click each.
 
@@ -63,7 +69,7 @@ def command(output: Path, model: str, max_frames: int) -> None:
     from geosam2.segmenter import Segmenter
 
     scene = example("banepa.tif")
-    output.mkdir(parents=True, exist_ok=True)
+    _make(output)
     click.echo(_LINE.format(*_HEAD))
     for source, name in ((scene, "COG"), (_tiles(scene, output / "tiles"), "XYZ")):
         # nothing from an earlier run: seconds are those of a first click
@@ -85,6 +91,20 @@ def command(output: Path, model: str, max_frames: int) -> None:
             viz.save_preview(segmenter.scene, found, picture, label="name")
     click.echo(f"weights: {segmenter.model.name} {segmenter.model.fingerprint[:12]}")
     click.echo(f"polygons and pictures are in {output}")
+
+
+def _make(folder: Path) -> None:
+    """The folder for everything, or one sentence about why not."""
+    from geosam2.errors import ExportError
+    from geosam2.export import check_place
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"the folder {folder} cannot be made ({error.strerror}): name another with --output"
+        ) from error
+    check_place(folder / "banepa_cog.geojson")
 
 
 _HEAD = ("object", "source", "frames", "level", "area m2", "score", "open", "seconds", "truth")

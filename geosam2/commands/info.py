@@ -42,13 +42,22 @@ def command(
     SRC is a GeoTIFF, COG or VRT (path or URL), a tile template with {z}/{x}/{y}, a folder of
     tiles, an MBTiles or a PMTiles file.
     """
-    if thumbnail and Path(thumbnail).exists() and not overwrite:
-        raise ExportError(f"{thumbnail} is there already: pass --overwrite to replace it")
+    if thumbnail:
+        _check_thumbnail(Path(thumbnail), overwrite=overwrite)
     scene = scene_from(src, options)
     facts = describe(scene, frame_size=frame_size, overlap=overlap)
     if thumbnail:
         write_thumbnail(scene, thumbnail)
     click.echo(json.dumps(facts, indent=2) if as_json else as_text(facts))
+
+
+def _check_thumbnail(path: Path, *, overwrite: bool) -> None:
+    """Before anything is read."""
+    from geosam2.export import check_picture
+
+    if path.exists() and not overwrite:
+        raise ExportError(f"{path} is there already: pass --overwrite to replace it")
+    check_picture(path, (".png",))
 
 
 def describe(scene: Scene, *, frame_size: int = 512, overlap: int = 128) -> dict[str, Any]:
@@ -186,10 +195,14 @@ def _nodata(value: float | None) -> float | str | None:
 def _bbox(scene: Scene) -> list[float] | None:
     """(west, south, east, north) in degrees, None where the CRS leaves the Earth."""
     from pyproj import Transformer
+    from pyproj.exceptions import ProjError
 
     if scene.crs is None:
         return None
-    to_degrees = Transformer.from_crs(scene.crs, 4326, always_xy=True)
+    try:
+        to_degrees = Transformer.from_crs(scene.crs, 4326, always_xy=True)
+    except ProjError:  # a local CRS
+        return None
     box = to_degrees.transform_bounds(*scene.bounds, densify_pts=21)
     return list(box) if all(map(math.isfinite, box)) else None
 

@@ -45,14 +45,19 @@ def scene_options(command: F, *, crs: str = "--crs") -> F:
                 help='Stored values that become black and white; or "percentile", or "none".',
             ),
             click.option(
-                "--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="Working area; default: all."
+                "--bounds",
+                metavar="LEFT,BOTTOM,RIGHT,TOP",
+                help="Working area: where prompts may lie and what is looked at first; objects "
+                "that reach out of it are drawn whole. Default: all.",
             ),
             click.option("--bounds-crs", metavar="CRS", help="CRS of --bounds; default: SRC's."),
             click.option(
                 crs, "scene_crs", metavar="CRS", help="CRS of imagery that does not say its own."
             ),
             click.option(
-                "--pixel-coordinates", is_flag=True, help="Open a picture without georeference."
+                "--pixel-coordinates",
+                is_flag=True,
+                help="Open a picture without georeference; x = column, y = -row (negative).",
             ),
             click.option("--min-zoom", type=int, help="Coarsest zoom of tiles."),
             click.option("--max-zoom", type=int, help="Finest zoom of tiles."),

@@ -19,6 +19,7 @@ from geosam2.errors import SourceError
 if TYPE_CHECKING:
     import geopandas
 
+    from geosam2.masklet import Step
     from geosam2.prompts import Prompt
     from geosam2.runs import PromptedRun, Task
     from geosam2.segmenter import Segmenter
@@ -35,7 +36,8 @@ _STOPPED = "stopped"
     "points",
     multiple=True,
     metavar="X,Y[,LABEL]",
-    help="A click; label 0 = not the object. Repeat for more points of one object.",
+    help="A click; label 0 = not the object. Repeat for more points of one object. In pixel "
+    "coordinates X = column and Y = -row.",
 )
 @click.option(
     "--box",
@@ -55,7 +57,13 @@ _STOPPED = "stopped"
 @click.option("--gsd", type=float, help="Metres per pixel to look at, in place of --level.")
 @click.option("--preset", type=click.Choice(["rapid", "high-res"]), help="Quick or thorough.")
 @click.option("--model", help="Name or path of weights; default as the preset says.")
-@click.option("--max-frames", default=50, show_default=True, help="Frames for one object.")
+@click.option(
+    "--max-frames",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Frames for one object.",
+)
 @click.option(
     "--refine/--no-refine",
     default=None,
@@ -67,7 +75,7 @@ _STOPPED = "stopped"
 @click.option("--smooth", is_flag=True, help="Smooth outlines, for natural things.")
 @click.option("--preview", type=click.Path(dir_okay=False), help="Picture of the result (PNG).")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-@click.option("--append", is_flag=True, help="Add to the output if it exists.")
+@click.option("--append", is_flag=True, help="Add to the output if it exists; ids go on from it.")
 @click.option("--state", type=click.Path(file_okay=False), help="Folder of the run; OUTPUT.run.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--no-cache", is_flag=True, help="Keep encoded frames in memory only.")
@@ -86,20 +94,24 @@ def command(ctx: click.Context, /, source: str, **given: Any) -> None:
     asked = _Asked(source=source, scene=scene, **given)
     _check(asked)
     segmenter = _segmenter(asked)
-    folder = _folder(asked)
-    task = _stored_task(folder) if asked.resume else _task(asked, segmenter)
+    from geosam2.export import check_crs
     from geosam2.runs import PromptedRun
 
+    check_crs(asked.output, segmenter.scene.crs)
+    folder = _folder(asked)
+    task = _stored_task(folder) if asked.resume else _task(asked, segmenter)
     run = PromptedRun(segmenter, task, folder, resume=asked.resume)
     quiet = bool(ctx.find_root().params.get("quiet"))
     trouble = _work(run, len(task.prompts), quiet=quiet)
     found = run.result(partial=bool(trouble))
-    _write(found, asked, segmenter)
     if trouble or run.unread:
-        _say_unfinished(run, trouble or _unread(run), len(found))
+        written = _write_part(found, asked, run)
+        _say_unfinished(run, trouble or _unread(run), written)
         sys.exit(STOPPED if trouble == _STOPPED else 1)
+    _write(found, asked, run)
     run.clean_up()
-    _summary(found)
+    if not quiet:
+        _summary(found)
 
 
 @dataclass(frozen=True)
@@ -134,15 +146,52 @@ class _Asked:
 
 def _check(asked: _Asked) -> None:
     """What can be refused before anything is looked at."""
+    from geosam2.export import check_picture
+    from geosam2.vectorize import check_options
+
     if not (asked.points or asked.boxes or asked.prompts or asked.resume):
         raise click.UsageError("say what to segment: --point X,Y, --box L,B,R,T or --prompts FILE")
+    if asked.overwrite and asked.append:
+        raise click.UsageError("--overwrite and --append exclude each other: choose one")
+    if asked.resume:
+        _refuse_beside_resume()
     if asked.resume and asked.output == "-" and not asked.state:
         raise click.UsageError("--resume needs the --output or the --state of the stopped run")
+    check_options(**_geometry(asked))
     if asked.output != "-":
-        from geosam2.export import check_output
+        _check_output(asked)
+    if asked.preview:
+        check_picture(Path(asked.preview))
 
-        replaceable = asked.overwrite or asked.append or asked.resume
-        check_output(Path(asked.output), replaceable=replaceable, or_else="add with --append")
+
+def _check_output(asked: _Asked) -> None:
+    from geosam2.export import check_output
+    from geosam2.runs import is_output
+
+    # a stopped run wrote what there was; anything else in its place is somebody's work
+    ours = asked.resume and is_output(_folder(asked), asked.output)
+    replaceable = asked.overwrite or asked.append or ours
+    check_output(Path(asked.output), replaceable=replaceable, or_else="add with --append")
+
+
+BESIDE_RESUME = (
+    *("source", "output", "state", "resume", "overwrite", "append", "preview"),
+    *("model", "preset", "no_cache", *NAMES),
+)
+"""Parameters that mean something to a run that goes on; the others are stored with it."""
+
+
+def _refuse_beside_resume() -> None:
+    """An option that would be ignored is a mistake."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in BESIDE_RESUME:
+            raise click.UsageError(
+                f"{parameter.opts[-1]} cannot be changed with --resume, which goes on with what "
+                "was asked at first: leave it out, or start anew without --resume"
+            )
 
 
 def _segmenter(asked: _Asked) -> Segmenter:
@@ -173,15 +222,23 @@ def _task(asked: _Asked, segmenter: Segmenter) -> Task:
     from geosam2.segmenter import level_from
 
     level = level_from(segmenter.scene, asked.level, asked.gsd)
-    geometry: dict[str, Any] = {"min_area_m2": asked.min_area, "simplify_m": asked.simplify}
-    geometry |= {"orthogonal": asked.orthogonal, "smooth": asked.smooth}
     return Task(
         tuple(_prompts(asked)),
         level if level == "auto" else level.index,
         PanOptions(max_frames=asked.max_frames),
         asked.refine,
-        geometry,
+        _geometry(asked),
     )
+
+
+def _geometry(asked: _Asked) -> dict[str, Any]:
+    """Options of `vectorize.polygons`."""
+    return {
+        "min_area_m2": asked.min_area,
+        "simplify_m": asked.simplify,
+        "orthogonal": asked.orthogonal,
+        "smooth": asked.smooth,
+    }
 
 
 def _prompts(asked: _Asked) -> list[Prompt]:
@@ -191,7 +248,7 @@ def _prompts(asked: _Asked) -> list[Prompt]:
     found = []
     if asked.points:
         clicks = [_numbers(text, (2, 3), "--point X,Y[,LABEL]") for text in asked.points]
-        labels = tuple(int(click_[2]) if len(click_) == 3 else 1 for click_ in clicks)
+        labels: Any = tuple(click_[2] if len(click_) == 3 else 1 for click_ in clicks)
         found.append(Prompt(tuple((c[0], c[1]) for c in clicks), labels, crs=asked.crs))
     for text in asked.boxes:
         left, bottom, right, top = _numbers(text, (4,), "--box L,B,R,T")
@@ -199,7 +256,17 @@ def _prompts(asked: _Asked) -> list[Prompt]:
     numbered = [replace(one, object_id=n) for n, one in enumerate(found, start=1)]
     if asked.prompts:
         numbered += read_prompts(asked.prompts, crs=asked.crs)
-    return numbered
+    return _numbered_on(numbered, asked) if asked.append and asked.output != "-" else numbered
+
+
+def _numbered_on(prompts: list[Prompt], asked: _Asked) -> list[Prompt]:
+    """Numbers that the file has already are not given again."""
+    from geosam2.export import ids_in
+
+    taken = ids_in(Path(asked.output))
+    if not taken & {prompt.object_id for prompt in prompts}:
+        return prompts
+    return [replace(one, object_id=one.object_id + max(taken)) for one in prompts]
 
 
 def _numbers(text: str, counts: tuple[int, ...], usage: str) -> list[float]:
@@ -237,21 +304,29 @@ def _stop_once() -> Iterator[_Stop]:
 
 def _work(run: PromptedRun, objects: int, *, quiet: bool) -> str:
     """Go through the run under a progress bar; why it ended early, if it did."""
-    with _stop_once() as stop, _bar(quiet=quiet) as bar:
-        try:
+    try:
+        with _stop_once() as stop, _bar(quiet=quiet) as bar:
             for prompt, phase, step in run:
-                bar.set_description(f"object {prompt.object_id} of {objects}, {phase}")
-                area = "" if step.area != step.area else f", {_area(step.area)}"
-                bar.set_postfix_str(f"{step.open_borders} open{area}")
+                bar.set_description(f"object {prompt.object_id}, {phase}; {objects} in all")
+                bar.set_postfix_str(f"{step.open_borders} open{_so_far(run, step)}")
                 bar.update()
                 if stop.asked:
                     run.pause()
                     return _STOPPED
-        except SourceError as error:
-            if not run.rows:  # there is nothing to write
-                raise
+    except SourceError as error:
+        if run.rows:
             return str(error)
+        run.clean_up_if_empty()  # there is nothing to write
+        raise
+    except BaseException:
+        run.clean_up_if_empty()
+        raise
     return ""
+
+
+def _so_far(run: PromptedRun, step: Step) -> str:
+    known = step.area == step.area  # not nan
+    return f", {_area(step.area, run.segmenter.scene.crs)}" if known else ""
 
 
 def _unread(run: PromptedRun) -> str:
@@ -276,12 +351,14 @@ def _bar(*, quiet: bool) -> Any:
     return tqdm(unit=" frames", disable=quiet, file=sys.stderr, delay=1e-3)
 
 
-def _area(square_metres: float) -> str:
-    """For people: m2, ha or km2.
+def _area(square_metres: float, crs: Any) -> str:
+    """For people: m2, ha or km2; without a CRS pixels, which have no size.
 
-    >>> _area(950), _area(25_000), _area(3e6)
-    ('950 m2', '2.50 ha', '3.00 km2')
+    >>> _area(950, "EPSG:4326"), _area(25_000, "EPSG:4326"), _area(3e6, None)
+    ('950 m2', '2.50 ha', '3000000 px')
     """
+    if crs is None:
+        return f"{square_metres:.0f} px"
     if square_metres < 10_000:
         return f"{square_metres:.0f} m2"
     if square_metres < 1_000_000:
@@ -289,23 +366,41 @@ def _area(square_metres: float) -> str:
     return f"{square_metres / 1_000_000:.2f} km2"
 
 
-def _write(found: geopandas.GeoDataFrame, asked: _Asked, segmenter: Segmenter) -> None:
-    from geosam2 import export
+def _write_part(found: geopandas.GeoDataFrame, asked: _Asked, run: PromptedRun) -> int:
+    """What there is, for the time being; how many objects were written.
 
-    overwrite = asked.overwrite or asked.resume
-    export.write(found, asked.output, overwrite=overwrite, append=asked.append)
+    Nothing is appended to a file of other objects: it could not be replaced by the whole later.
+    """
+    from geosam2.runs import is_output, note_output
+
+    there = asked.output != "-" and Path(asked.output).exists()
+    if asked.append and there and not is_output(run.folder, asked.output):
+        return 0
+    _write(found, asked, run)
+    note_output(run.folder, asked.output)
+    return len(found)
+
+
+def _write(found: geopandas.GeoDataFrame, asked: _Asked, run: PromptedRun) -> None:
+    from geosam2 import export
+    from geosam2.runs import is_output
+
+    ours = asked.resume and is_output(run.folder, asked.output)
+    overwrite, append = asked.overwrite or ours, asked.append and not ours
+    export.write(found, asked.output, overwrite=overwrite, append=append)
     if asked.preview:
         from geosam2 import viz
 
-        viz.save_preview(segmenter.scene, found, asked.preview)
+        viz.save_preview(run.segmenter.scene, found, asked.preview)
 
 
 def _summary(found: geopandas.GeoDataFrame) -> None:
     """One line an object on stderr; what is not finished is said."""
     for row in found.itertuples():
         rest = f", {row.open_edges} open edges (raise --max-frames?)" if row.open_edges else ""
+        size = _area(row.geometry.area if found.crs is None else row.area_m2, found.crs)
         click.echo(
-            f"object {row.id}: {_area(row.area_m2)}, {row.frames} frames at level {row.level}, "
+            f"object {row.id}: {size}, {row.frames} frames at level {row.level}, "
             f"score {row.score:.2f}{rest}",
             err=True,
         )

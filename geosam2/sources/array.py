@@ -13,7 +13,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from geosam2.errors import GeoreferenceError, SourceError
-from geosam2.levels import Level, Window, crs_text, ground_size, ladder
+from geosam2.levels import Level, Window, crs_from, crs_text, ground_size, ladder
 from geosam2.sources.bands import Bands, choose_bands
 from geosam2.sources.base import Raw, Source
 
@@ -144,16 +144,16 @@ def _crs_of(array: xarray.DataArray, given: Any, name: str) -> CRS:
     for attributes in _grid_mappings(array):
         for key in ("crs_wkt", "spatial_ref", "crs"):
             if attributes.get(key):
-                return CRS.from_user_input(attributes[key])
+                return crs_from(attributes[key], f"{key} of {name}: ")
         if attributes.get("grid_mapping_name"):
             try:
                 return CRS.from_cf(dict(attributes))
             except (CRSError, KeyError) as error:
                 raise GeoreferenceError(f"the grid mapping of {name} is not CF: {error}") from error
     if array.attrs.get("crs"):
-        return CRS.from_user_input(array.attrs["crs"])
+        return crs_from(array.attrs["crs"], f"attribute crs of {name}: ")
     if given is not None:
-        return CRS.from_user_input(given)
+        return crs_from(given)
     raise GeoreferenceError(
         f"{name} has no coordinate reference system, so its polygons would have no place on the "
         "map: pass crs= if you know it, or pixel_coordinates=True to work in pixels"

@@ -31,7 +31,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
 from geosam2.errors import GeoreferenceError, SourceError
-from geosam2.levels import Level, Window, crs_text, ground_size, ladder
+from geosam2.levels import Level, Window, crs_from, crs_text, ground_size, ladder
 from geosam2.sources.bands import BandChoice, Bands, choose_bands
 from geosam2.sources.base import Raw, Source
 from geosam2.sources.redact import Redactor
@@ -307,6 +307,10 @@ class GeoTiffSource(Source):
         except (RasterioError, CPLE_BaseError) as error:
             reason = self._door.clean(error).replace(self._path, self.location)
             raise SourceError(f"{what} {self.location}: {reason}. {_remedy(reason)}") from None
+        except UnicodeEncodeError:
+            raise SourceError(
+                f"{what} {self.location}: its name is no UTF-8. Rename the file"
+            ) from None
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -493,7 +497,7 @@ def _what_is_missing(dataset: Dataset) -> str:
 def _crs_of(dataset: Dataset, given: Any, location: str) -> CRS | None:
     stored = dataset.crs or dataset.gcps[1]
     if stored:
-        if given is not None and CRS.from_wkt(stored.to_wkt()) != CRS.from_user_input(given):
+        if given is not None and CRS.from_wkt(stored.to_wkt()) != crs_from(given):
             raise GeoreferenceError(
                 f"{location} says that its CRS is {stored.to_string()[:60]}, not {given}: "
                 "leave crs= out, or correct the file (gdal_edit.py -a_srs)"
@@ -501,7 +505,7 @@ def _crs_of(dataset: Dataset, given: Any, location: str) -> CRS | None:
         return CRS.from_wkt(stored.to_wkt())
     if dataset.rpcs and given is None:
         return CRS.from_epsg(4326)
-    return None if given is None else CRS.from_user_input(given)
+    return None if given is None else crs_from(given)
 
 
 def _through_gcps(dataset: Dataset, where: CRS, location: str) -> dict[str, Any]:
