@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -155,8 +156,9 @@ def segment_prompts(
 
     Returns:
         One row a prompt, in the order and with the columns and index of `prompts`, in the scene's
-        CRS: prompt columns, then score, predicted_iou, stability, area_m2, open_edges (1 if the
-        object goes on beyond its frame), level and geometry (empty if nothing was found).
+        CRS: prompt columns, then score, predicted_iou, stability, area_m2 (NaN without a CRS),
+        open_edges (1 if the object goes on beyond its frame), level and geometry (empty if nothing
+        was found).
         `.attrs["left_out"]` names blocks that kept failing; their rows have no geometry.
 
     Raises:
@@ -430,7 +432,7 @@ def _table(
     ]
     table.insert(0, "score", table["predicted_iou"] * table["stability"])
     areas = [
-        shape.area if scene.crs is None else geodesic_area(shape, scene.crs)
+        math.nan if scene.crs is None else geodesic_area(shape, scene.crs)
         for shape in table["geometry"]
     ]
     table.insert(3, "area_m2", areas)

@@ -12,6 +12,7 @@ reads: doing a step twice, here or elsewhere, writes the same. That is what make
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -452,7 +453,10 @@ def _united(shapes: list[BaseGeometry], cell: float) -> BaseGeometry:
 
 
 def _finished(row: dict[str, Any], job: Job) -> dict[str, Any] | None:
-    """A row with its area, or None if its area or its place rules it out."""
+    """A row with its area, or None if its area or its place rules it out.
+
+    Without a CRS the limits are in square pixels, and the area in square metres is not known.
+    """
     from geosam2.vectorize import geodesic_area
 
     recipe, crs, shape = job.recipe, job.scene.crs, row["geometry"]
@@ -463,7 +467,7 @@ def _finished(row: dict[str, Any], job: Job) -> dict[str, Any] | None:
         return None
     if not _mostly_in(job.area or shapely.box(*job.scene.bounds), shape):
         return None
-    return {**row, "geometry": shape, "area_m2": area}
+    return {**row, "geometry": shape, "area_m2": math.nan if crs is None else area}
 
 
 def _mostly_in(area: BaseGeometry, shape: BaseGeometry) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import geopandas
@@ -179,6 +180,23 @@ def test_area_limits_hold_for_the_polygons(scene, everything):
     some = segment_everything(scene[0], min_area_m2=200, max_area_m2=2000, **CHOICES)
     assert some.area_m2.between(200, 2000).all()
     assert len(some) == everything.area_m2.between(200, 2000).sum()
+
+
+def test_nothing_is_said_of_square_metres_in_pixel_coordinates(scene, everything, tmp_path):
+    from rasterio import open as read
+
+    path = tmp_path / "nowhere.tif"
+    with read(scene[0]) as source, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rasterio finds it strange, too
+        profile = source.profile | {"crs": None, "transform": Affine.identity()}
+        with read(path, "w", **profile) as sink:
+            sink.write(source.read())
+    nowhere = open_scene(path, pixel_coordinates=True)
+    found = segment_everything(nowhere, min_area_m2=400, **CHOICES)
+    assert found.area_m2.isna().all()
+    assert found.geometry.area.min() >= 400
+    points = geopandas.GeoDataFrame(geometry=found.representative_point())
+    assert segment_prompts(nowhere, points, model=ColourOracle()).area_m2.isna().all()
 
 
 def test_a_region_of_interest_saves_work_and_keeps_whole_objects(scene, everything):
