@@ -49,10 +49,10 @@ from rasterio import features as raster_features
 
 from geosam2 import quality
 from geosam2.automatic import find_masks
-from geosam2.cluster import InProcess
+from geosam2.cluster import InProcess, prepare
 from geosam2.drawing import Figure, paint
 from geosam2.drawing import figures as figures_of
-from geosam2.everything import collect, executor_for, plan, start, tables
+from geosam2.everything import collect, executor_for, identity, plan, start, tables
 from geosam2.linking import UnionFind
 from geosam2.outlines import of_figures, of_labels
 from geosam2.part_table import read_objects, read_parts, write_parts
@@ -320,6 +320,7 @@ def average_precision(found: Shapes, score: Any, truth: Shapes, least: float) ->
 def without_judge(job: Job) -> Job:
     """The same masks, linked without asking the memory."""
     other = replace(job, judge=False, folder=job.folder.with_name(f"{job.folder.name}_no_judge"))
+    prepare(other, identity(other), resume=True)
     shutil.copytree(job.folder / "find", other.folder / "find", dirs_exist_ok=True)
     return other
 
@@ -542,6 +543,7 @@ def tune(folder: Path, quick: bool, model: str) -> dict[str, Any]:
 def limited(job: Job, keep: Callable[[Part], bool], name: str) -> Job:
     """The run as if masks that `keep` refuses had not been found."""
     other = replace(job, folder=job.folder.with_name(name))
+    prepare(other, identity(other), resume=True)
     for block in job.blocks.in_order():
         kept: list[Part] = []
         ranks: dict[Any, int] = {}

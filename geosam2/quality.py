@@ -199,8 +199,8 @@ def straight_edge(
 def phase_iou(first: Geometries, second: Geometries) -> float:
     """Mean IoU between the objects of two runs whose frames lie half a frame apart.
 
-    Each object of the first run is compared with its best match in the second; one without a match
-    counts 0, and the same the other way round.
+    Each object is compared with one of the other run, the pairs of best IoU first; one without a
+    partner counts 0.
     """
     if not len(first) and not len(second):
         return 1.0
