@@ -342,7 +342,7 @@ class _State:
             )
 
     def leave_out(self, step: Step, error: BaseException) -> dict[str, Any]:
-        """A block that cannot be looked at or drawn is left out by name; other steps end the run."""
+        """A block that cannot be looked at or drawn is left out by name; else the run ends."""
         if step.kind in ("settle", "join"):
             raise GeoSAM2Error(
                 f"step {step.name} failed {TRIES} times: {error}. Finished blocks are kept in "
