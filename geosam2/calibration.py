@@ -51,7 +51,7 @@ def estimate(job: Job, *, workers: int = 1, samples: int = 3) -> Estimate:
         count = rows * cols
         wanted = [FrameIndex(top + int(s * rows), left + int(s * cols)) for s in shares]
     else:
-        visited = visited_frames(job)
+        visited = list(visited_frames(job))
         count = len(visited)
         wanted = [visited[int(s * count)] for s in shares]
     network = network_of(job)

@@ -319,16 +319,14 @@ class _State:
             path = job.result(step)
             if not path.exists():
                 continue
-            if not (_readable(path) and _rests_on(step, before, made_anew, job)):
+            told = _told(step, path) if _rests_on(step, before, made_anew, job) else None
+            if told is None:
                 path.unlink()
                 made_anew |= {step.node} if step.kind == "settle" else set()
                 continue
             before.add(step)
-            pending = read_pending(path) if step.kind == "settle" else None
-            ledger.done(step, pending)
-            self._count(step, {} if step.kind != "find" else read_metadata(path, "figures"))
-            if step.kind in ("draw", "join"):
-                self._objects += _rows_in(path)
+            ledger.done(step, told.get("pending"))
+            self._count(step, told)
         self._resumed = len(before)
         return before
 
@@ -357,8 +355,6 @@ class _State:
         self._count(step, outcome)
         if outcome and self._failed.get(step.node.name, "").startswith(f"{step.kind}:"):
             del self._failed[step.node.name]  # of an earlier run
-        if step.kind in ("draw", "join"):
-            self._objects += int(outcome.get("objects", 0))
         if time.monotonic() - self._saved > 5:
             self.save(finished=False)
         rows, cols = self._job.grid.shape
@@ -373,6 +369,8 @@ class _State:
         )
 
     def _count(self, step: Step, outcome: dict[str, Any]) -> None:
+        if step.kind in ("draw", "join"):
+            self._objects += int(outcome.get("objects", 0))
         if step.kind == "find" and outcome:
             self._frames += len(self._job.blocks.frames_of(step.node))
             self._covered += outcome["coverage"] * outcome["valid"]
@@ -393,16 +391,20 @@ class _State:
         )
 
 
-def _readable(path: Path) -> bool:
-    """False for a file that a crash of the machine left torn."""
+def _told(step: Step, path: Path) -> dict[str, Any] | None:
+    """What a step returned, as its file says; None of a file that a crash left torn."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        pq.read_metadata(path)
+        if step.kind == "find":
+            figures: dict[str, Any] = read_metadata(path, "figures")
+            return figures
+        if step.kind == "settle":
+            return {"pending": read_pending(path)}
+        return {"objects": pq.read_metadata(path).num_rows}
     except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+        return None
 
 
 def _rests_on(step: Step, before: set[Step], made_anew: set[Node], job: Job) -> bool:
@@ -428,12 +430,6 @@ def _rests_on(step: Step, before: set[Step], made_anew: set[Node], job: Job) -> 
 def named(failed: dict[str, str]) -> list[str]:
     """Blocks that were left out, and why, for people."""
     return [f"block {name} ({why})" for name, why in sorted(failed.items())]
-
-
-def _rows_in(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

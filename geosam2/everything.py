@@ -342,8 +342,10 @@ def start(job: Job, executor: Executor, *, resume: bool = False) -> Iterator[Pro
     Raises:
         LevelError: If a web service would be asked for more tiles than `max_tiles` allows.
     """
-    grid, visited = job.grid, visited_frames(job) if job.area is not None else None
-    windows = [grid.covered] if visited is None else [grid.window(index) for index in visited]
+    grid = job.grid
+    # not gone through for sources that answer for free
+    visited = (grid.window(index) for index in visited_frames(job))
+    windows = [grid.covered] if job.area is None else visited
     job.scene.reader.check_requests(grid.level, windows)
     prepare(job, identity(job), resume=resume)
     yield from run(job, executor)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -211,10 +211,10 @@ def frames_to_visit(job: Job, block: Node) -> list[FrameKey]:
     return [key for key, hit in zip(frames, meets, strict=True) if hit]
 
 
-def visited_frames(job: Job) -> list[FrameIndex]:
+def visited_frames(job: Job) -> Iterator[FrameIndex]:
     """Frames of the whole run that are looked at."""
-    blocks = job.blocks.in_order()
-    return [FrameIndex(*key) for block in blocks for key in frames_to_visit(job, block)]
+    for block in job.blocks.in_order():
+        yield from (FrameIndex(*key) for key in frames_to_visit(job, block))
 
 
 _NETWORKS: dict[Callable[[], Network], Network] = {}
