@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from geosam2 import __version__
+from geosam2.commands.options import STOPPED
 from geosam2.errors import GeoSAM2Error, GeoSAM2Warning, PromptError
 from geosam2.sources.redact import hide_keys, printable, secret_filter
 
@@ -82,7 +83,7 @@ def main(args: list[str] | None = None) -> None:
         code = cli.main(args=args, prog_name="geosam2", standalone_mode=False, obj=said)
     except click.Abort:
         click.echo("stopped", err=True)
-        sys.exit(130)
+        sys.exit(STOPPED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -272,8 +272,31 @@ def check_place(path: Path) -> None:
         raise ExportError(f"there is no folder {folder} to write {path.name} in")
     if path.is_dir():
         raise ExportError(f"{path} is a folder: name a file in it")
+    _check_writable(folder)
+
+
+def make_folder(folder: Path, *, or_else: str = "name another with --output") -> None:
+    """Make a folder for several files; refuse it before the work if that does not go.
+
+    Args:
+        folder: With any that it lies in.
+        or_else: What can be done then, for the message.
+
+    Raises:
+        ExportError: If it cannot be made or written.
+    """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", suffix=".part", dir=folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"the folder {folder} cannot be made ({error.strerror}): {or_else}"
+        ) from error
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".geosam2.", suffix=".part", dir=folder):
             pass
     except OSError as error:
         raise ExportError(

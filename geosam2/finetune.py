@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from geosam2.errors import ExportError, PromptError, SourceError, import_optional
+from geosam2.errors import PromptError, SourceError, import_optional
 from geosam2.evaluation import SUFFIXES, open_plain
 
 if TYPE_CHECKING:
@@ -315,6 +314,8 @@ def fine_tune(images: Path, polygons: Path, options: FineTune) -> Outcome:
     from geosam2_model.training.data import Crops
     from geosam2_model.training.loop import identity_of, one_thread, train
 
+    from geosam2.export import make_folder
+
     layer = read_polygons(polygons)
     parts = divide(pictures_of(images, layer), layer)
     rng = np.random.default_rng(options.seed)
@@ -324,7 +325,7 @@ def fine_tune(images: Path, polygons: Path, options: FineTune) -> Outcome:
         reported = [judge.plain_crop(rng, parts.reported) for _ in range(options.judged)]
     pictures = Crops([(1.0, parts.trained)]), {"iou": choosing}
     recipe = _recipe(options)
-    _check_writable(options.out)
+    make_folder(options.out, or_else="choose another -o")
     identity_of(recipe, pictures)  # refuses a folder of another run before any work is done
 
     def figures(weights: str | Path) -> dict[str, float]:
@@ -366,15 +367,3 @@ def _recipe(options: FineTune) -> Recipe:
         judge_every=max(25, options.steps // 4),
         synthetic=0.0,
     )
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder; refuse one that takes no file before anything is computed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ExportError(
-            f"cannot write to {folder} ({error.strerror}); choose another -o"
-        ) from error

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyproj
 import shapely
-from pyproj.exceptions import ProjError
 
 from geosam2.errors import ExportError, ExportWarning
+from geosam2.levels import to_degrees
 
 _DECIMALS = 7  # RFC 7946, section 11.2: about a centimetre
 
@@ -85,24 +85,19 @@ def to_rfc7946(geometries: npt.NDArray[np.object_], crs: Any) -> npt.NDArray[np.
     if crs is None:  # cut at "the antimeridian" nothing would be left of them
         return geometries
     if not pyproj.CRS(crs).equals(pyproj.CRS(4326), ignore_axis_order=True):
-        to_degrees = _to_degrees(pyproj.CRS(crs))
-        geometries = shapely.transform(geometries, to_degrees.transform, interleaved=False)
+        degrees = to_degrees(pyproj.CRS(crs))
+        if degrees is None:
+            raise ExportError(
+                f"{pyproj.CRS(crs).name} has no place on the Earth, and GeoJSON is in degrees: "
+                "write GeoPackage (.gpkg) instead"
+            )
+        geometries = shapely.transform(geometries, degrees.transform, interleaved=False)
     geometries = np.array([_cut(geometry) for geometry in geometries], dtype=object)
     # rounding can make rings touch: the grid keeps them valid where plain rounding does not
     rounded = shapely.transform(geometries, lambda points: points.round(_DECIMALS))
     broken = ~shapely.is_valid(rounded) & shapely.is_valid(geometries)
     rounded[broken] = shapely.set_precision(geometries[broken], 10.0**-_DECIMALS)
     return np.asarray(shapely.orient_polygons(rounded))
-
-
-def _to_degrees(crs: pyproj.CRS) -> pyproj.Transformer:
-    try:
-        return pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
-    except ProjError as error:
-        raise ExportError(
-            f"{crs.name} has no place on the Earth, and GeoJSON is in degrees: write GeoPackage "
-            "(.gpkg) instead"
-        ) from error
 
 
 def _features(gdf: geopandas.GeoDataFrame) -> Iterator[str]:

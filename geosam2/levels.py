@@ -297,6 +297,15 @@ def _to_geodetic(wkt: str) -> Transformer | None:
         return None
 
 
+@lru_cache(maxsize=16)
+def to_degrees(crs: CRS) -> Transformer | None:
+    """To longitude and latitude in WGS 84; None for a local CRS: it has no place on the Earth."""
+    try:
+        return Transformer.from_crs(crs, 4326, always_xy=True)
+    except ProjError:
+        return None
+
+
 def crs_from(given: Any, what: str = "crs=") -> CRS:
     """A CRS from whatever a person or a file says.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,11 +15,11 @@ import numpy.typing as npt
 import pyproj
 import shapely
 from affine import Affine
-from pyproj.exceptions import ProjError
 from shapely.geometry import MultiPolygon, Polygon
 
 from geosam2 import contours
 from geosam2.errors import OptionError
+from geosam2.levels import to_degrees
 from geosam2.regularize import right_angles, smoothed
 
 if TYPE_CHECKING:
@@ -209,8 +208,8 @@ def geodesic_areas(geometries: Geometries, crs: Any) -> npt.NDArray[np.float64]:
     """`geodesic_area` of each."""
     if crs is None:
         return np.asarray(shapely.area(geometries))
-    to_degrees = _to_degrees(pyproj.CRS(crs))
-    if to_degrees is None:
+    degrees = to_degrees(pyproj.CRS(crs))
+    if degrees is None:
         mx, my = metres_per_unit(crs, 0.0, 0.0)
         return np.asarray(shapely.area(geometries)) * mx * my
     parts, owner = shapely.get_parts(geometries, return_index=True)
@@ -222,7 +221,7 @@ def geodesic_areas(geometries: Geometries, crs: Any) -> npt.NDArray[np.float64]:
     rings = shapely.segmentize(rings, _LONGEST_EDGE / max(mx, my))
     is_hole = np.append(False, part[1:] == part[:-1])  # the first ring of a part is its shell
     points, ring = shapely.get_coordinates(rings, return_index=True)
-    lon, lat = to_degrees.transform(*points.T)
+    lon, lat = degrees.transform(*points.T)
     breaks = np.flatnonzero(np.diff(ring)) + 1
     for lons, lats, hole, k in zip(
         np.split(lon, breaks), np.split(lat, breaks), is_hole, owner[part], strict=True
@@ -242,9 +241,9 @@ def metres_per_unit(crs: Any, x: float, y: float) -> tuple[float, float]:
         return 1.0, 1.0
     crs = pyproj.CRS(crs)
     step = 1e-4 if crs.is_geographic else 10.0
-    to_degrees, nowhere = _to_degrees(crs), ([np.nan], [np.nan])
+    degrees, nowhere = to_degrees(crs), ([np.nan], [np.nan])
     places = ([x, x + step, x], [y, y, y + step])
-    lon, lat = nowhere if to_degrees is None else to_degrees.transform(*places)
+    lon, lat = nowhere if degrees is None else degrees.transform(*places)
     if not np.isfinite([lon, lat]).all():
         factor = crs.axis_info[0].unit_conversion_factor
         return factor, factor
@@ -346,12 +345,3 @@ def _pixel_area(transform: Affine, crs: Any, rings: contours.Rings) -> float:
 def _centre(geometries: Geometries) -> tuple[float, float]:
     left, bottom, right, top = shapely.total_bounds(geometries)
     return (left + right) / 2, (bottom + top) / 2
-
-
-@lru_cache(maxsize=16)
-def _to_degrees(crs: pyproj.CRS) -> pyproj.Transformer | None:
-    """None for a local CRS."""
-    try:
-        return pyproj.Transformer.from_crs(crs, 4326, always_xy=True)
-    except ProjError:
-        return None

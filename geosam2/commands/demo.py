@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from geosam2.commands.options import max_frames_option
+
 if TYPE_CHECKING:
     import geopandas
     import shapely
@@ -51,13 +53,7 @@ TARGETS = (
     help="Folder for polygons, pictures and tiles; made if missing.",
 )
 @click.option("--model", default="nano", show_default=True, help="Name or path of weights.")
-@click.option(
-    "--max-frames",
-    type=click.IntRange(min=1),
-    default=30,
-    show_default=True,
-    help="Frames for one object.",
-)
+@max_frames_option(30)
 def command(output: Path, model: str, max_frames: int) -> None:
     """Segment the example scene: a house, a sports hall and a highway, one click each.
 
@@ -66,10 +62,11 @@ def command(output: Path, model: str, max_frames: int) -> None:
     """
     from geosam2 import export, viz
     from geosam2.cache import EmbeddingCache
+    from geosam2.export import make_folder
     from geosam2.segmenter import Segmenter
 
     scene = example("banepa.tif")
-    _make(output)
+    make_folder(output)
     click.echo(_LINE.format(*_HEAD))
     for source, name in ((scene, "COG"), (_tiles(scene, output / "tiles"), "XYZ")):
         # nothing from an earlier run: seconds are those of a first click
@@ -91,20 +88,6 @@ def command(output: Path, model: str, max_frames: int) -> None:
             viz.save_preview(segmenter.scene, found, picture, label="name")
     click.echo(f"weights: {segmenter.model.name} {segmenter.model.fingerprint[:12]}")
     click.echo(f"polygons and pictures are in {output}")
-
-
-def _make(folder: Path) -> None:
-    """The folder for everything, or one sentence about why not."""
-    from geosam2.errors import ExportError
-    from geosam2.export import check_place
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(
-            f"the folder {folder} cannot be made ({error.strerror}): name another with --output"
-        ) from error
-    check_place(folder / "banepa_cog.geojson")
 
 
 _HEAD = ("object", "source", "frames", "level", "area m2", "score", "open", "seconds", "truth")

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geosam2.commands.options import NAMES, scene_from, scene_options
+from geosam2.commands.options import (
+    STOPPED,
+    is_quiet,
+    refuse_others,
+    scene_from,
+    scene_options,
+)
 
 if TYPE_CHECKING:
     from geosam2.cluster import Progress
     from geosam2.steps import Job
-
-
-STOPPED = 130  # exit code of a process that was interrupted, as shells have it
 
 
 @click.command()
@@ -109,7 +112,7 @@ def command(
     scene = scene_from(source, options)
     number = _level(scene, level, gsd)
     if prompts is not None:
-        _refuse_with_prompts()
+        refuse_others(WITH_PROMPTS, "says nothing about --prompts; leave it out")
         assert output is not None
         where = {"workers": workers, "scheduler": scheduler, "resume": resume, "level": number}
         kept = folder or output.with_name(f"{output.name}.run")
@@ -159,18 +162,6 @@ WITH_PROMPTS = (
     *("folder", "resume", "keep", "overwrite"),
 )
 """Parameters that mean something with --prompts, beside those that say how a scene is opened."""
-
-
-def _refuse_with_prompts() -> None:
-    """An option that would be ignored is a mistake."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and name not in (*WITH_PROMPTS, *NAMES):
-            raise click.UsageError(
-                f"{parameter.opts[0]} says nothing about --prompts; leave it out"
-            )
 
 
 def _level(scene: Any, text: str, gsd: float | None) -> int:
@@ -236,7 +227,7 @@ def _finish(job: Job, output: Path, examples: Any, keep: bool, overwrite: bool) 
     count = _write(job, output, examples, overwrite)
     manifest = read_manifest(job.folder)
     coverage, left_out = manifest["coverage"], named(manifest["failed"])
-    if not _quiet():
+    if not is_quiet():
         covered = f"masks on {coverage:.0%} of the valid area"
         click.echo(f"{output}: {count} objects; {covered}", err=True)
     for name in left_out:
@@ -262,11 +253,6 @@ def _shown(steps: Iterator[Progress]) -> Iterator[Progress]:
         yield progress
     if bar is not None:
         bar.close()
-
-
-def _quiet() -> bool:
-    root = click.get_current_context().find_root()
-    return bool(root.params.get("quiet"))
 
 
 def _write(job: Job, output: Path, examples: Any, overwrite: bool) -> int:
@@ -315,7 +301,7 @@ def _prompted(
     with _bar("prompt") as advance:
         found = segment_prompts(scene, _read(path), folder=folder, progress=advance, **how)
     export.write(found, output, overwrite=overwrite)
-    if not _quiet():
+    if not is_quiet():
         click.echo(f"{output}: {len(found)} objects", err=True)
     for name in found.attrs["left_out"]:
         click.echo(f"left out: {name}", err=True)

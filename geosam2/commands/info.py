@@ -194,16 +194,12 @@ def _nodata(value: float | None) -> float | str | None:
 
 def _bbox(scene: Scene) -> list[float] | None:
     """(west, south, east, north) in degrees, None where the CRS leaves the Earth."""
-    from pyproj import Transformer
-    from pyproj.exceptions import ProjError
+    from geosam2.levels import to_degrees
 
-    if scene.crs is None:
+    degrees = None if scene.crs is None else to_degrees(scene.crs)
+    if degrees is None:
         return None
-    try:
-        to_degrees = Transformer.from_crs(scene.crs, 4326, always_xy=True)
-    except ProjError:  # a local CRS
-        return None
-    box = to_degrees.transform_bounds(*scene.bounds, densify_pts=21)
+    box = degrees.transform_bounds(*scene.bounds, densify_pts=21)
     return list(box) if all(map(math.isfinite, box)) else None
 
 

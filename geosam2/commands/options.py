@@ -1,8 +1,8 @@
-"""Options that every command which opens a scene has."""
+"""What commands have in common: options, above all those of every command that opens a scene."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -69,6 +69,44 @@ def scene_options(command: F, *, crs: str = "--crs") -> F:
     ):
         command = add(command)
     return command
+
+
+def max_frames_option(default: int) -> Callable[[F], F]:
+    """The option that bounds how far an object is followed."""
+    return click.option(
+        "--max-frames",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Frames for one object.",
+    )
+
+
+STOPPED = 130
+"""Exit code of a process that was interrupted, as shells have it."""
+
+
+def is_quiet() -> bool:
+    """Whether `geosam2 -q` was asked for."""
+    return bool(click.get_current_context().find_root().params.get("quiet"))
+
+
+def refuse_others(allowed: Collection[str], why: str) -> None:
+    """An option that would be ignored is a mistake.
+
+    Args:
+        allowed: Parameters of the command that mean something, beside those of `scene_options`.
+        why: What is wrong with the others, to follow the option's name.
+
+    Raises:
+        click.UsageError: If another one was given.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in (*allowed, *NAMES):
+            raise click.UsageError(f"{parameter.opts[-1]} {why}")
 
 
 def scene_from(src: str, options: dict[str, Any]) -> Scene:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geosam2.commands.options import NAMES, scene_from, scene_options
+from geosam2.commands.options import (
+    NAMES,
+    STOPPED,
+    is_quiet,
+    max_frames_option,
+    refuse_others,
+    scene_from,
+    scene_options,
+)
 from geosam2.errors import SourceError
 
 if TYPE_CHECKING:
@@ -24,7 +32,6 @@ if TYPE_CHECKING:
     from geosam2.runs import PromptedRun, Task
     from geosam2.segmenter import Segmenter
 
-STOPPED = 130  # exit code of a process that was interrupted, as shells have it
 _STOPPED = "stopped"
 
 
@@ -57,13 +64,7 @@ _STOPPED = "stopped"
 @click.option("--gsd", type=float, help="Metres per pixel to look at, in place of --level.")
 @click.option("--preset", type=click.Choice(["rapid", "high-res"]), help="Quick or thorough.")
 @click.option("--model", help="Name or path of weights; default as the preset says.")
-@click.option(
-    "--max-frames",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Frames for one object.",
-)
+@max_frames_option(50)
 @click.option(
     "--refine/--no-refine",
     default=None,
@@ -80,8 +81,7 @@ _STOPPED = "stopped"
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 @click.option("--no-cache", is_flag=True, help="Keep encoded frames in memory only.")
 @functools.partial(scene_options, crs="--scene-crs")
-@click.pass_context
-def command(ctx: click.Context, /, source: str, **given: Any) -> None:
+def command(source: str, **given: Any) -> None:
     """Segment the objects of SOURCE under the given points, boxes or polygons.
 
     SOURCE is a GeoTIFF, a COG (path or URL), an XYZ template or a folder of tiles. Each object is
@@ -101,7 +101,7 @@ def command(ctx: click.Context, /, source: str, **given: Any) -> None:
     folder = _folder(asked)
     task = _stored_task(folder) if asked.resume else _task(asked, segmenter)
     run = PromptedRun(segmenter, task, folder, resume=asked.resume)
-    quiet = bool(ctx.find_root().params.get("quiet"))
+    quiet = is_quiet()
     trouble = _work(run, len(task.prompts), quiet=quiet)
     found = run.result(partial=bool(trouble))
     if trouble or run.unread:
@@ -154,7 +154,11 @@ def _check(asked: _Asked) -> None:
     if asked.overwrite and asked.append:
         raise click.UsageError("--overwrite and --append exclude each other: choose one")
     if asked.resume:
-        _refuse_beside_resume()
+        refuse_others(
+            BESIDE_RESUME,
+            "cannot be changed with --resume, which goes on with what was asked at first: leave it "
+            "out, or start anew without --resume",
+        )
     if asked.resume and asked.output == "-" and not asked.state:
         raise click.UsageError("--resume needs the --output or the --state of the stopped run")
     check_options(**_geometry(asked))
@@ -176,22 +180,10 @@ def _check_output(asked: _Asked) -> None:
 
 BESIDE_RESUME = (
     *("source", "output", "state", "resume", "overwrite", "append", "preview"),
-    *("model", "preset", "no_cache", *NAMES),
+    *("model", "preset", "no_cache"),
 )
-"""Parameters that mean something to a run that goes on; the others are stored with it."""
-
-
-def _refuse_beside_resume() -> None:
-    """An option that would be ignored is a mistake."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and name not in BESIDE_RESUME:
-            raise click.UsageError(
-                f"{parameter.opts[-1]} cannot be changed with --resume, which goes on with what "
-                "was asked at first: leave it out, or start anew without --resume"
-            )
+"""Parameters that mean something to a run that goes on, beside those of the scene; the others are
+stored with it."""
 
 
 def _segmenter(asked: _Asked) -> Segmenter:
