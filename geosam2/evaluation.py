@@ -35,6 +35,8 @@ Click = tuple[float, float, int]
 
 SMALLEST = 20
 """Objects of fewer pixels are left out, and counted."""
+SHOWN = 0.5
+"""Objects of which less than this share lies on pixels with data are left out, and counted."""
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
 LARGEST_CROP = 512
 """Larger crops around an object are shrunk to this before anybody sees them."""
@@ -311,6 +313,13 @@ def usable_ids(ids: npt.NDArray[np.int32]) -> tuple[list[int], int]:
     return kept, len(present) - len(kept)
 
 
+def shown(truth: Mask, valid: Mask) -> Mask | None:
+    """The part of an object (H, W) that the image has pixels of; None if that is too little."""
+    part = truth & valid
+    enough = max(SMALLEST, math.ceil(SHOWN * int(truth.sum())))
+    return part if int(part.sum()) >= enough else None
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What was measured on one object by one contestant."""
@@ -340,7 +349,7 @@ class ClickReport:
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     """By contestant; the model under test is "model"."""
     left_out: int = 0
-    """Objects that were too small or cut by the edge."""
+    """Objects that were too small, cut by the edge, or mostly where the image has no data."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -637,12 +646,15 @@ def judge_clicks(
             if options.crop == "scene" and not callable(getattr(who, "solve", None))
         }
         for number in ids:
-            truth = raster == number
+            truth = shown(raster == number, frame.valid)
+            if truth is None:
+                report.left_out += 1
+                continue
             for name, who in contestants.items():
                 report.add(name, _judge(labelled, frame.pixels, truth, number, options, who,
                                         on_scene.get(name)))  # fmt: skip
             yield report
-    if not chosen:
+    if not report.verdicts:
         yield report
 
 

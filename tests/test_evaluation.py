@@ -270,6 +270,19 @@ def test_derived_labels_of_a_folder_do_not_use_up_the_limit_of_human_ones(folder
     assert {one.human: len(ids) for one, ids in chosen.items()} == {True: 2, False: 2}
 
 
+def test_what_the_image_does_not_show_is_not_asked_for(folder: Path) -> None:
+    with rasterio.open(folder / "images" / "a.tif", "r+") as file:
+        file.nodata = 0
+        pixels = file.read()
+        pixels[:, 20:60, 20:56] = 0  # all of one
+        pixels[:, 20:60, 90:115] = 0  # most of another
+        pixels[:, 95:135, 20:30] = 0  # some of the third
+        file.write(pixels)
+    (*_, report) = judge_clicks(find_labelled([folder]), ColourModel(128), ClickOptions(clicks=1))  # type: ignore[arg-type]
+    assert report.figures()["n"] == report.left_out == 2
+    assert report.totals()["iou_1"] > 0.95  # judged on what is shown
+
+
 def test_rivals_see_no_black_border(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from geosam2 import rivals
 

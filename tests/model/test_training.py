@@ -308,6 +308,29 @@ def test_sixteen_bit_bands_are_stretched(tmp_path: Path) -> None:
     assert shown[..., 0].min() < 15
 
 
+@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("float32", "nan"), ("int32", 7)])
+def test_other_numbers_are_stretched_and_nodata_is_left_out(
+    dtype: str, nodata: float | str, tmp_path: Path
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.linspace(500, 3000, 3 * 32 * 32).reshape(32, 32, 3).astype(dtype)
+    bands[:16] = float(nodata)
+    tag = [("GDAL_NODATA", "s", 0, str(nodata), True)]
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="rgb", extratags=tag)
+    pixels = read_image(tmp_path / "a.tif")
+    assert not pixels[:16].any()
+    limits = Picture("a", pixels, ()).limits
+    assert (limits[0] > 1700).all()
+    assert augment.to_uint8(pixels, limits)[16:].max() > 240
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((32, 32), np.complex64))
+    with pytest.raises(InputError, match="complex64; training reads whole and real numbers"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_turning_keeps_pixels_and_masks_together() -> None:
     picture = squares()
     for seed in range(8):

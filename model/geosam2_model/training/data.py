@@ -57,7 +57,7 @@ class Picture:
     name: str
     """Source and file name, for logs."""
     pixels: Array
-    """(H, W, bands) uint8 or uint16; bands in the file's order."""
+    """(H, W, bands) whole or real numbers, 0 where there is no data; bands in the file's order."""
     labels: tuple[Array, ...]
     """Rasters (H, W) of ids; several if regions overlap (people's labels, then proposals)."""
     rgb: tuple[int, int, int] = (0, 1, 2)
@@ -121,16 +121,20 @@ class Crop:
 def read_image(path: Path) -> Array:
     """An image file as (H, W, bands); TIFF with any number of bands and bits through tifffile.
 
+    What has no data is 0.
+
     Raises:
-        InputError: If its pixels are no uint8 or uint16, or of a kind that has no bands.
+        InputError: If its pixels are no whole or real numbers, or of a kind that has no bands.
     """
     pixels = _read_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _read_plain(path)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     elif pixels.ndim == 3 and pixels.shape[0] < min(pixels.shape[1:]):
         pixels = np.moveaxis(pixels, 0, -1)  # band after band
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{path}: pixels are {pixels.dtype}; training reads uint8 and uint16.")
+    if pixels.dtype.kind not in "uif":
+        raise InputError(
+            f"{path}: pixels are {pixels.dtype}; training reads whole and real numbers."
+        )
     return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
@@ -148,7 +152,13 @@ def _read_plain(path: Path) -> Array:
 def _read_tiff(path: Path) -> Array:
     import tifffile
 
-    pixels: Array = tifffile.imread(path)
+    with tifffile.TiffFile(path) as file:
+        pixels: Array = file.asarray()
+        nodata = file.pages.first.tags.get("GDAL_NODATA")
+    if pixels.dtype.kind == "f":
+        pixels = np.nan_to_num(pixels, posinf=0.0, neginf=0.0)
+    if nodata is not None and float(nodata.value) != 0:
+        pixels = np.where(pixels == float(nodata.value), pixels.dtype.type(0), pixels)
     return pixels
 
 
