@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
+from scipy import ndimage
 
 from geosam2_model.training.augment import smooth_noise
 from geosam2_model.training.data import Picture
@@ -139,8 +140,9 @@ def _lay(rng: np.random.Generator, pixels: Array, shape: Image.Image, fill: Arra
     soft = shape.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.2))))
     alpha = np.asarray(soft, np.float32)[..., None] / 255
     if rng.random() < 0.35:
-        shift = tuple(int(v) for v in rng.integers(-5, 6, size=2))
-        pixels *= 1 - np.roll(alpha, shift, (0, 1)) * np.float32(rng.uniform(0.3, 0.7))
+        down, right = rng.integers(-5, 6, size=2)
+        shadow = ndimage.shift(alpha, (down, right, 0), order=0)
+        pixels *= 1 - shadow * np.float32(rng.uniform(0.3, 0.7))
     if rng.random() < 0.2:
         rim = np.asarray(soft.filter(ImageFilter.MaxFilter(3)), np.float32)[..., None] / 255
         tone = rng.uniform(0, 255, size=3).astype(np.float32)
