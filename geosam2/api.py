@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from geosam2.errors import PromptError
+from geosam2.levels import level_from
 from geosam2.masklet import PanOptions, Step
 from geosam2.prompts import Prompt, as_prompts
-from geosam2.segmenter import Segmenter, level_from
+from geosam2.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import geopandas

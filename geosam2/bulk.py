@@ -27,6 +27,7 @@ from geosam2.cluster import outcomes, prepare
 from geosam2.errors import GeoreferenceError, PromptError
 from geosam2.everything import executor_for, model_maker, with_threads
 from geosam2.files import whole
+from geosam2.levels import Level, one_level
 from geosam2.parts import stability_scores
 from geosam2.prompts import network_box, network_points
 from geosam2.recipe import frame_size_for
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     import distributed
     import geopandas
 
-    from geosam2.levels import Level
 
 _INSIDE = 0.8  # a box longer than this share of a frame is looked at on a coarser level
 _BLOCK = 8  # frames along the side of a block
@@ -89,7 +89,9 @@ class PromptJob(Asking):
 
     def grid(self, level: int) -> FrameGrid:
         """The frames of a level."""
-        return FrameGrid.of(self.scene, level, frame_size=self.size, overlap=self.overlap)
+        return FrameGrid.of(
+            self.scene, self.scene.at(level), frame_size=self.size, overlap=self.overlap
+        )
 
     def path(self, kind: str, batch: Batch) -> Path:
         """File of a batch's prompts ("asked") or answers ("answered")."""
@@ -123,7 +125,7 @@ def segment_prompts(
     prompts: geopandas.GeoDataFrame,
     *,
     model: Any = "nano",
-    level: int = 0,
+    level: Level | int | str = 0,
     overlap: int | None = None,
     chunk: int = 64,
     simplify_m: float | None = None,
@@ -142,7 +144,8 @@ def segment_prompts(
         prompts: Points, or polygons whose bounding boxes are taken; any CRS. Its columns are kept,
             but for those that are named as the answer's.
         model: As for `segment_everything`.
-        level: Level of the scene; boxes too large for a frame use a coarser one.
+        level: Level of the scene, see `segment_everything`; boxes too large for a frame use a
+            coarser one.
         overlap: Pixels shared by neighbouring frames; a quarter of a frame by default.
         chunk: Prompts per call of the mask decoder.
         simplify_m: Tolerance in metres, or None.
@@ -166,7 +169,7 @@ def segment_prompts(
         GeoSAM2Error: If the folder holds another run, or this one and `resume` is not asked for.
     """
     scene = open_scene(scene)
-    scene.level(level)  # refused before anything is written
+    finest = one_level(scene, level).index
     maker, network = model_maker(model, device)
     remember_network(maker, network)
     asked = _asked(prompts, scene)
@@ -187,8 +190,8 @@ def segment_prompts(
         executor = stack.enter_context(
             executor_for(job, workers=workers, scheduler=scheduler, client=client)
         )
-        prepare(job, _identity(job, asked, level, network), resume=resume)
-        batches = dict(_batches(asked, job, level))
+        prepare(job, _identity(job, asked, finest, network), resume=resume)
+        batches = dict(_batches(asked, job, finest))
         done = sum(len(own) for batch, own in batches.items() if _is_done(job, batch))
         waiting = iter([batch for batch in batches if not _is_done(job, batch)])
         for batch in batches:
@@ -283,11 +286,12 @@ def _by_level(asked: _Asked, scene: Scene, level: int, size: int) -> Iterator[tu
         return
     left, bottom, right, top = asked.boxes.T
     longest = np.maximum(right - left, top - bottom)
-    cells = np.array([one.cell_size for one in scene.levels[level:]])
+    numbers = range(level, len(scene.levels))
+    cells = np.array([scene.at(number).cell_size for number in numbers])
     fits = longest[:, None] <= _INSIDE * size * cells[None, :]
     chosen = np.where(fits.any(1), fits.argmax(1), len(cells) - 1)
     for number in np.unique(chosen):
-        yield level + int(number), asked[chosen == number]
+        yield numbers[int(number)], asked[chosen == number]
 
 
 def _by_frame(asked: _Asked, grid: FrameGrid) -> Iterator[tuple[FrameIndex, _Asked]]:

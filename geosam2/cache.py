@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam2 import __version__, zoom
+from geosam2 import __version__
 from geosam2.files import PARTIAL, evict, write_atomically
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class FrameEncoder:
     def _encode(self, level: Level, window: Window) -> dict[str, Tensor]:
         import torch
 
-        frame = zoom.read(self.scene, level, window)
+        frame = self.scene.read_window(level, window)
         pixels = torch.from_numpy(np.ascontiguousarray(frame.pixels))[None]
         with torch.no_grad():
             features = self.model.encode(pixels)

@@ -12,7 +12,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from affine import Affine
 from odc.geo.crs import CRS as OdcCRS  # noqa: N811 - pyproj has a CRS too
@@ -36,6 +36,8 @@ CELL = 16
 _PHASE_CUT = 1 - math.sqrt(0.5)
 
 EARTH_RADIUS = 6378137.0
+ENLARGED = (8, 4, 2)
+"""How many times native pixels may be enlarged, finest first."""
 MERCATOR_LIMIT = 85.0511287798066
 _WORLD = 2 * math.pi * EARTH_RADIUS
 
@@ -359,6 +361,8 @@ def level_for(
 ) -> Level:
     """Level of a scene for a ground sample distance or for objects of a known size.
 
+    A distance finer than the source's takes a level of enlarged pixels, of `ENLARGED`.
+
     Args:
         scene: What will be read.
         gsd: Metres per pixel wanted on the ground, > 0.
@@ -385,14 +389,51 @@ def level_for(
         raise LevelError(
             f"{scene.name} has no CRS, so pixels have no size in metres: choose a level by number"
         )
-    if gsd is not None and gsd < sizes[0] * 0.99:
-        warnings.warn(
-            f"{gsd:g} m per pixel is finer than {scene.name} holds ({sizes[0]:g} m): "
-            "reading its finest level",
-            ResolutionWarning,
-            stacklevel=2,
-        )
-    return scene.levels[_pick(sizes, wanted, strategy)]
+    if gsd is None or gsd >= sizes[0] * 0.99:
+        return scene.levels[_pick(sizes, wanted, strategy)]
+    ladder = (*scene.enlarged_levels, scene.levels[0])
+    level = ladder[_pick([sizes[0] / n for n in (*ENLARGED, 1)], gsd, strategy)]
+    warnings.warn(
+        f"{gsd:g} m per pixel is finer than {scene.name} holds ({sizes[0]:g} m): looking at its "
+        + ("finest level" if level.index == 0 else f"pixels enlarged {2**-level.index} times"),
+        ResolutionWarning,
+        stacklevel=2,
+    )
+    return level
+
+
+def level_from(scene: Scene, level: Any = "auto", gsd: float | None = None) -> Any:
+    """The level that a person means: "auto", a number, a label ("native", "x2", "z17") or a gsd.
+
+    Raises:
+        LevelError: If the scene has no such level, or both `level` and `gsd` are given.
+    """
+    if gsd is not None:
+        if level not in (None, "auto"):
+            raise LevelError(f"give a level ({level}) or a gsd ({gsd} m), not both")
+        return level_for(scene, gsd=gsd)
+    if level in (None, "auto"):
+        return "auto"
+    for one in (*scene.levels, *scene.enlarged_levels):
+        if level == one or str(level) in (one.label, str(one.index)):
+            return one
+    names = [f"{one.index} ({one.label})" for one in scene.levels]
+    larger = [one.label for one in reversed(scene.enlarged_levels)]
+    raise LevelError(
+        f"there is no level {level!r}: there are {', '.join(names)}, and {', '.join(larger)} with "
+        "enlarged pixels"
+    )
+
+
+def one_level(scene: Scene, level: Level | int | str) -> Level:
+    """`level_from` for what is looked for everywhere, at one level.
+
+    Raises:
+        LevelError: If the scene has no such level, or "auto" is asked for.
+    """
+    if level == "auto":
+        raise LevelError("everything is looked for at one level: give its number or label")
+    return cast(Level, level_from(scene, level))
 
 
 def gsd_at(scene: Scene, level: Level, latitude: float | None = None) -> float:

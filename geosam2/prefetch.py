@@ -40,7 +40,7 @@ def _way_of_reading(
     scene: Scene, grid: FrameGrid, executor: ThreadPoolExecutor
 ) -> Callable[[FrameIndex], Callable[[], Frame]]:
     """Starts a frame; what it returns waits for the frame."""
-    side = scene.reader.chunk(grid.level)
+    side = scene.reader.chunk(grid.level) if grid.level.index >= 0 else None
     if side is not None:
         return _Chunks(scene, grid, side, executor).begin
 

@@ -16,10 +16,12 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS
 from pyproj.exceptions import ProjError
 
+from geosam2.enlarging import around, enlarged_part
 from geosam2.errors import GeoreferenceError, LevelError, SourceError
 from geosam2.levels import (
     CELL,
     EARTH_RADIUS,
+    ENLARGED,
     MERCATOR_LIMIT,
     Level,
     Window,
@@ -216,8 +218,24 @@ class Scene:
         """The level that says of itself that it has this index; below 0 enlarged ones."""
         return self.level(index) if index >= 0 else enlarged(self.levels[0], 2**-index)
 
+    @property
+    def enlarged_levels(self) -> tuple[Level, ...]:
+        """Levels finer than the source, finest first: its pixels interpolated."""
+        return tuple(enlarged(self.levels[0], factor) for factor in ENLARGED)
+
     def _is_enlarged(self, level: Level) -> bool:
         return level.index < 0 and level == self.at(level.index)
+
+    def check_requests(self, level: Level, windows: Iterable[Window]) -> None:
+        """Refuse what a service would be asked too much for; see `Source.check_requests`.
+
+        Raises:
+            LevelError: If reading the windows takes more tiles than `max_tiles` allows.
+        """
+        if level.index < 0:
+            windows = (window.coarsened(2**-level.index) for window in windows)
+            level = self.levels[0]
+        self.reader.check_requests(level, windows)
 
     def window(self, level: Level) -> Window:
         """Lattice pixels of the working area at a level."""
@@ -234,22 +252,30 @@ class Scene:
     def read(self, geobox: GeoBox, *, index: FrameIndex | None = None) -> Frame:
         """Pixels of a grid.
 
-        A grid on the lattice of one of the levels is read as stored, padded with valid=False
-        beyond the edge of the source. Any other grid, in any CRS, is warped (bilinear) from the
-        level that is just fine enough.
+        A grid on the lattice of one of the levels is read as stored (of `enlarged_levels`,
+        interpolated), padded with valid=False beyond the edge of the source. Any other grid, in any
+        CRS, is warped (bilinear) from the level that is just fine enough.
 
         Raises:
             SourceError: If the imagery cannot be read.
             GeoreferenceError: If the scene and the grid have no common CRS.
         """
         if self._same_crs(geobox):
-            for level in self.levels:
+            for level in (*self.levels, *self.enlarged_levels):
                 window = level.locate(geobox)
                 if window is not None:
                     return self._read_window(level, window, geobox, index)
         from geosam2.sources.warp import read_warped
 
         return read_warped(self, geobox)
+
+    def read_window(self, level: Level, window: Window) -> Frame:
+        """Pixels of a window of one of `levels` or `enlarged_levels`.
+
+        Raises:
+            SourceError: If the imagery cannot be read.
+        """
+        return self._read_window(level, window, level.geobox(window), None)
 
     def read_frame(self, grid: FrameGrid, index: FrameIndex) -> Frame:
         """One frame of a grid."""
@@ -282,8 +308,9 @@ class Scene:
         explicit = None if isinstance(order, str) else list(order)
         wanted = grid.indices(order) if isinstance(order, str) else explicit  # type: ignore[arg-type]
         chosen = [grid.covered] if explicit is None else [grid.window(i) for i in explicit]
-        self.reader.check_requests(grid.level, chosen)
-        threads = self.reader.workers_for(grid.level) if workers is None else workers
+        self.check_requests(grid.level, chosen)
+        stored = grid.level if grid.level.index >= 0 else self.levels[0]
+        threads = self.reader.workers_for(stored) if workers is None else workers
         return frames_ahead(self, grid, iter(wanted or ()), threads, ahead)
 
     def thumbnail(self, size: int = 384) -> Frame:
@@ -327,6 +354,10 @@ class Scene:
         Raises:
             SourceError: If the imagery cannot be read.
         """
+        if level.index < 0:
+            factor = 2**-level.index
+            place = around(window, factor)
+            return enlarged_part(self.draw(self.levels[0], place), place, window, factor)
         inside = window & self.reader.reach(level)
         if inside.empty:
             return blank(window)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from geosam2 import zoom
 from geosam2.asking import Answer, Question, ask
 from geosam2.cache import EmbeddingCache, FrameEncoder, Place
-from geosam2.errors import LevelError, OptionError, PromptError
+from geosam2.errors import OptionError, PromptError
 from geosam2.masklet import FrameReport, Masklet, PanOptions, Step
 from geosam2.mosaic import LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, Prompt, locate
@@ -543,27 +543,6 @@ COLUMNS = (
     "date",
 )
 """Attributes of a result, in order."""
-
-
-def level_from(scene: Scene, level: Any = "auto", gsd: float | None = None) -> Any:
-    """The level that a person means: "auto", a number, a label ("native", "1/4", "z17") or a gsd.
-
-    Raises:
-        LevelError: If the scene has no such level, or both `level` and `gsd` are given.
-    """
-    from geosam2.levels import level_for
-
-    if gsd is not None:
-        if level not in (None, "auto"):
-            raise LevelError(f"give a level ({level}) or a gsd ({gsd} m), not both")
-        return level_for(scene, gsd=gsd)
-    if level in (None, "auto"):
-        return "auto"
-    for one in scene.levels:
-        if level is one or str(level) in (one.label, str(one.index)):
-            return one
-    names = ", ".join(f"{one.index} ({one.label})" for one in scene.levels)
-    raise LevelError(f"there is no level {level!r}: use auto or one of {names}")
 
 
 def _without_last_click(prompt: Prompt) -> Prompt | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,11 @@ from geosam2.levels import Level, Window
 from geosam2.prompts import MASK_STEP, Prompt
 
 if TYPE_CHECKING:
-    from geosam2.scene import Frame, Scene
+    from geosam2.scene import Scene
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
-LARGEST = 8
-"""Native pixels are enlarged so many times at most."""
 MOST_LEVELS = 5
 """Levels of the scene that are looked at: the finest and up to 16 times coarser."""
 SHARE = 2
@@ -79,44 +77,7 @@ class Look(Protocol):
 
 def ladder(scene: Scene) -> list[Level]:
     """Zooms at which a click is looked at, finest first: enlarged, native, and coarser ones."""
-    finest = -int(math.log2(LARGEST))
-    return [*(scene.at(index) for index in range(finest, 0)), *scene.levels[:MOST_LEVELS]]
-
-
-def read(scene: Scene, level: Level, window: Window) -> Frame:
-    """Pixels of a window of any step of the ladder; enlarged ones are bilinear.
-
-    Only pixels with data are mixed, as GDAL does: none grows darker beside nodata.
-
-    Raises:
-        SourceError: If the pixels cannot be read.
-    """
-    if level.index >= 0:
-        return scene.read(level.geobox(window))
-    from geosam2.scene import Frame
-
-    factor = 2**-level.index
-    inner = window.coarsened(factor)
-    native = Window(inner.row - 1, inner.col - 1, inner.height + 2, inner.width + 2)
-    frame = scene.read(scene.levels[0].geobox(native))
-    top, left = window.row - native.row * factor, window.col - native.col * factor
-    rows, cols = slice(top, top + window.height), slice(left, left + window.width)
-    large = _bilinear(frame.pixels, factor)[:, rows, cols]
-    valid = frame.valid.repeat(factor, 0).repeat(factor, 1)[rows, cols]
-    if not valid.all():
-        share = _bilinear(frame.valid[None], factor)[:, rows, cols]
-        large = np.where(valid, large / np.maximum(share, 0.1), 0)  # where valid, 1/4 at least is
-    pixels = np.rint(large).astype(np.uint8)
-    return Frame(pixels, valid, level.geobox(window), level, (window.row, window.col))
-
-
-def _bilinear(values: NDArray[Any], factor: int) -> FloatArray:
-    """(C, H, W) enlarged."""
-    import torch
-    from torch.nn import functional as F
-
-    small = torch.from_numpy(values.astype(np.float32))[None]
-    return np.asarray(F.interpolate(small, scale_factor=float(factor), mode="bilinear")[0])
+    return [*scene.enlarged_levels, *scene.levels[:MOST_LEVELS]]
 
 
 # -- what is looked at

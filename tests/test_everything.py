@@ -129,6 +129,18 @@ def test_areas_are_geodesic_and_in_square_metres(everything):
     )
 
 
+def test_small_objects_are_found_through_enlarged_pixels(tmp_path):
+    pixels, ids = colour_scene((96, 128), 10, seed=1, size=(8, 20))
+    geobox = GeoBox(ids.shape, GEOBOX.affine, GEOBOX.crs)
+    path = write_geotiff(tmp_path / "small.tif", pixels, geobox)
+    means = {}
+    for level in (0, "x4"):
+        table = segment_everything(path, level=level, **CHOICES)
+        means[level] = np.mean(list(iou_of(table, ids, least=40).values()))
+    assert means["x4"] > max(0.85, means[0] + 0.1)
+    assert set(table.level) == {"x4"}
+
+
 @pytest.mark.parametrize("block", [1, 3, 8])
 def test_blocks_change_no_more_than_the_corners_on_their_outline(scene, everything, block):
     other = segment_everything(scene[0], block=block, **CHOICES)
@@ -308,7 +320,8 @@ def test_a_scene_without_objects_or_data_gives_an_empty_table(everything, tmp_pa
         ({"workers": -1}, PromptError, "0 works in this process"),
         ({"model": 3}, PromptError, "give a name, a path, a model"),
         ({"roi": shapely.Point(500001, 4599990)}, PromptError, "without an area"),
-        ({"level": 99}, LevelError, "there is no 99"),
+        ({"level": 99}, LevelError, "there is no level 99"),
+        ({"level": "auto"}, LevelError, "number or label"),
     ],
 )
 def test_wrong_options_say_what_to_do(scene, wrong, error, says):
@@ -552,7 +565,6 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     assert geopandas.read_file(similar).similarity.is_monotonic_decreasing
     for options, says in (
         (["--resume"], "there is no run to resume"),
-        (["--level", "auto"], "number or label"),
         (["--roi", path], "is no vector file"),
     ):
         out = str(tmp_path / "other.gpkg")

@@ -192,7 +192,11 @@ def test_levels_by_resolution_and_by_object(scene: Scene, asked: Any, label: str
 
 def test_asking_for_more_than_there_is_warns(scene: Scene) -> None:
     with pytest.warns(ResolutionWarning, match=r"0\.1 m per pixel is finer than a.tif holds"):
-        assert level_for(scene, gsd=0.1).index == 0
+        assert level_for(scene, gsd=0.1).label == "x4"
+    with pytest.warns(ResolutionWarning, match="pixels enlarged 8 times"):
+        assert level_for(scene, gsd=0.001).label == "x8"
+    with pytest.warns(ResolutionWarning, match="looking at its finest level"):
+        assert level_for(scene, gsd=0.45).index == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         level_for(scene, gsd=0.5)

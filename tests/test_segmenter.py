@@ -17,9 +17,10 @@ from rasterio.features import rasterize
 import geosam2
 from geosam2.cache import EmbeddingCache
 from geosam2.errors import LevelError, PromptError
+from geosam2.levels import level_from
 from geosam2.masklet import PanOptions
 from geosam2.prompts import Prompt
-from geosam2.segmenter import COLUMNS, Segmenter, level_from
+from geosam2.segmenter import COLUMNS, Segmenter
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
 
@@ -223,7 +224,9 @@ def test_errors_name_the_remedy(path):
         geosam2.segment(str(path))
     with pytest.raises(PromptError, match="at least one point on the object"):
         segmenter(path).predict(Prompt(points=(on_map(1, 1),), labels=(0,)))
-    with pytest.raises(LevelError, match=r"use auto or one of 0 \(native\)"):
+    with pytest.raises(
+        LevelError, match=r"there are 0 \(native\), .* and x2, x4, x8 with enlarged"
+    ):
         level_from(geosam2.open_scene(path), "z17")
 
 

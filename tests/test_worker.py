@@ -451,6 +451,21 @@ def test_bad_requests_are_answered_and_the_worker_lives(
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"enlarge": 3}, "enlarge must be 1, 2, 4 or 8"),
+        ({"enlarge": True}, "enlarge must be 1, 2, 4 or 8"),
+        ({"max_frames": 0}, "max_frames must be 1 to 100000"),
+        ([], "options must be an object"),
+    ],
+)
+def test_bad_options_are_refused(client: Client, options: object, words: str) -> None:
+    client.open().send("everything", 1, level=0, options=options)
+    header, _ = client.wait("error")
+    assert words in header["message"]
+
+
+@pytest.mark.parametrize(
     ("prompt", "words"),
     [
         ({"points": [[1, 2]], "labels": [1]}, "outside the scene"),

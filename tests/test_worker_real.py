@@ -241,6 +241,12 @@ def test_everything_in_a_corner_and_a_cancel_in_the_middle(
     assert found
     assert all(shapely.from_wkb(item.wkb).is_valid for item in found)
     assert all(math.isclose(item.cell, 2 * description(EXAMPLE).resolutions[0]) for item in found)
+    options = {"points": [8], "enlarge": 2}
+    bounds = (x, y - 10, x + 10, y)
+    found = [item for step in backend.everything(bounds, 0, options) for item in step.found]
+    assert found
+    native = description(EXAMPLE).resolutions[0]
+    assert all(math.isclose(item.cell, native / 2) for item in found)
     drawing.raises = Cancelled()
     with pytest.raises(Cancelled):
         list(backend.everything((x + 100, y - 200, x + 140, y - 160), 0, {}))

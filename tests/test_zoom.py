@@ -92,7 +92,7 @@ def test_enlarged_pixels_are_those_of_gdals_bilinear_reads(path: Path, factor: i
     native = scene.levels[0].extent
     inner = Window(native.row + 37, native.col + 101, 48, 64)
     window = Window(*(side * factor for side in inner))
-    ours = zoom.read(scene, level, window)
+    ours = scene.read_window(level, window)
     with rasterio.open(path) as file:  # a larger window: GDAL looks no further than its window
         theirs = file.read(
             window=((36, 86), (100, 166)),
@@ -108,7 +108,7 @@ def test_enlarged_windows_beyond_the_scene_are_not_valid(path: Path) -> None:
     scene = geosam2.open_scene(path)
     level = enlarged(scene.levels[0], 4)
     window = Window(level.extent.row - 8, level.extent.col, 32, 32)
-    frame = zoom.read(scene, level, window)
+    frame = scene.read_window(level, window)
     assert not frame.valid[:8].any()
     assert frame.valid[8:].all()
     assert not frame.pixels[:, :8].any()
@@ -124,7 +124,7 @@ def test_enlarged_pixels_beside_nodata_are_no_darker(tmp_path: Path) -> None:
     native = scene.levels[0].extent
     for factor in (2, 4):
         level = enlarged(scene.levels[0], factor)
-        frame = zoom.read(scene, level, Window(*(side * factor for side in native)))
+        frame = scene.read_window(level, Window(*(side * factor for side in native)))
         assert frame.valid.sum() == (96 * 96 - 20 * 66) * factor**2
         assert frame.pixels[:, frame.valid].min() >= 90  # at the hole and at the scene's edge
         assert not frame.pixels[:, ~frame.valid].any()

@@ -29,9 +29,17 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Vector file to write.")
 @click.option("--model", default="nano", show_default=True, help="Name or path of a model.")
 @click.option(
-    "--level", default="0", show_default=True, help="Level, a number or a label; 0 = native."
+    "--level",
+    default="0",
+    show_default=True,
+    help="Level, a number or a label; 0 = native. x2, x4, x8 enlarge pixels, for objects of 10 to "
+    "30 of them.",
 )
-@click.option("--gsd", type=float, help="Metres per pixel to look at, instead of --level.")
+@click.option(
+    "--gsd",
+    type=float,
+    help="Metres per pixel to look at, instead of --level; finer ones than SOURCE's enlarge.",
+)
 @click.option(
     "--points",
     default=None,
@@ -104,17 +112,18 @@ def command(
     from geosam2.cluster import remove
     from geosam2.everything import plan
     from geosam2.export import check_output
+    from geosam2.levels import level_for, one_level
 
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
     if output is not None:
         check_output(output, replaceable=overwrite or dry_run)
     scene = scene_from(source, options)
-    number = _level(scene, level, gsd)
+    chosen = one_level(scene, level) if gsd is None else level_for(scene, gsd=gsd)
     if prompts is not None:
         refuse_others(WITH_PROMPTS, "says nothing about --prompts; leave it out")
         assert output is not None
-        where = {"workers": workers, "scheduler": scheduler, "resume": resume, "level": number}
+        where = {"workers": workers, "scheduler": scheduler, "resume": resume, "level": chosen}
         kept = folder or output.with_name(f"{output.name}.run")
         _prompted(scene, prompts, output, kept, overwrite, model=model, **where)
         if not keep:
@@ -138,7 +147,7 @@ def command(
             scene,
             folder,
             model=model,
-            level=number,
+            level=chosen,
             roi=None if roi is None else _read(roi),
             block=block,
             judge=not no_judge,
@@ -162,18 +171,6 @@ WITH_PROMPTS = (
     *("folder", "resume", "keep", "overwrite"),
 )
 """Parameters that mean something with --prompts, beside those that say how a scene is opened."""
-
-
-def _level(scene: Any, text: str, gsd: float | None) -> int:
-    from geosam2.levels import level_for
-    from geosam2.segmenter import level_from
-
-    if gsd is not None:
-        return level_for(scene, gsd=gsd).index
-    if text == "auto":
-        raise click.UsageError("everything is looked for at one level: give its number or label")
-    index: int = level_from(scene, text).index
-    return index
 
 
 def _points(text: str | None) -> tuple[int, ...] | None:

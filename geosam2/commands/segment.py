@@ -209,9 +209,9 @@ def _stored_task(folder: Path | None) -> Task:
 
 
 def _task(asked: _Asked, segmenter: Segmenter) -> Task:
+    from geosam2.levels import level_from
     from geosam2.masklet import PanOptions
     from geosam2.runs import Task
-    from geosam2.segmenter import level_from
 
     level = level_from(segmenter.scene, asked.level, asked.gsd)
     return Task(

@@ -426,6 +426,9 @@ def _options(header: Header) -> dict[str, Any]:
     frames = options.get("max_frames", 50)
     if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= 100_000:
         raise RequestError("bad_request", f"max_frames must be 1 to 100000: {frames!r:.80}")
+    times = options.get("enlarge", 1)
+    if isinstance(times, bool) or times not in (1, 2, 4, 8):
+        raise RequestError("bad_request", f"enlarge must be 1, 2, 4 or 8: {times!r:.80}")
     return {**options, "max_frames": frames}
 
 

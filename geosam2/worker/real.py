@@ -135,10 +135,12 @@ class RealBackend:
 
         segmenter = self.segmenter
         scene = segmenter.scene.within(bounds)
-        chosen = self._level(level) or segmenter.scene.levels[0]
+        chosen = self._level(level) or scene.levels[0]
+        if (times := options.get("enlarge", 1)) > 1:  # of the scene's own pixels
+            chosen = scene.at(-int(math.log2(times)))
         with tempfile.TemporaryDirectory(prefix="geosam2_") as folder:
             job = plan(
-                scene, Path(folder), model=segmenter.model, level=chosen.index, block=BLOCK,
+                scene, Path(folder), model=segmenter.model, level=chosen, block=BLOCK,
                 overlap=segmenter.overlap, min_area_m2=float(options.get("min_area_m2", 0.0)),
                 features=False, **self._grid_of_points(options),
             )  # fmt: skip

@@ -60,6 +60,12 @@ def test_beyond_the_raster_is_transparent_but_not_missing(raster, until):
     assert share == 0.0
 
 
+@pytest.mark.parametrize(("share", "times"), [(2, 1), (1, 1), (0.5, 2), (0.3, 4), (0.01, 8)])
+def test_cells_smaller_than_the_rasters_own_enlarge_them(basemap, share, times):
+    description = pixels.describe(basemap)
+    assert description.enlargement_for(share * description.resolutions[0]) == times
+
+
 def test_basemap_pixels_are_the_tiles_byte_for_byte(basemap, until):
     description = pixels.describe(basemap)
     assert description.remote

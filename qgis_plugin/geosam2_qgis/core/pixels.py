@@ -55,6 +55,11 @@ class Description(NamedTuple):
         ratios = [abs(math.log(resolution / cell)) for resolution in self.resolutions]
         return ratios.index(min(ratios))
 
+    def enlargement_for(self, cell):
+        """How many times finer than the raster's own cells `cell` is: 1, 2, 4 or 8."""
+        ratio = self.resolutions[0] / cell
+        return min((1, 2, 4, 8), key=lambda times: abs(math.log(times / ratio)))
+
 
 def redact(source):
     """A data source without keys, passwords and logins.

@@ -86,6 +86,12 @@ def _level(algorithm, parameters, context):
     return algorithm.description.level_for(cell) if cell > 0 else 0
 
 
+def _enlarge(algorithm, parameters, context):
+    """How often the raster's own cells are enlarged for a wanted cell size finer than theirs."""
+    cell = algorithm.parameterAsDouble(parameters, algorithm.RESOLUTION, context)
+    return algorithm.description.enlargement_for(cell) if cell > 0 else 1
+
+
 def everything(algorithm, parameters, context, feedback):
     """Every object of the raster, or of an extent."""
     writer = Writer(algorithm, parameters, context)
@@ -101,7 +107,8 @@ def everything(algorithm, parameters, context, feedback):
         with Client(feedback, algorithm.layer, algorithm.description) as client:
             _open(client, algorithm, parameters, context)
             level = _level(algorithm, parameters, context)
-            client.call("everything", progress, bounds=bounds, level=level)
+            options = {"enlarge": _enlarge(algorithm, parameters, context)}
+            client.call("everything", progress, bounds=bounds, level=level, options=options)
     except Stopped:
         feedback.pushInfo(tr("Stopped after {count} objects.", count=writer.count))
     return writer.results()
