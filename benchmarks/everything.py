@@ -482,19 +482,40 @@ def dubai(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     """Satellite images of Dubai that were held back; regions of buildings, roads, plants, water."""
     choices = {"pixel_coordinates": True}
     names = ("tile4_001",) if quick else ("tile4_001", "tile4_005", "tile5_002")
-    return {n: _labelled("dubai_hitl", n, "jpg", folder, model, 512, choices) for n in names}
+    source = DATA / "dubai_hitl"
+    levels = ("x2",) if quick else ("native", "x2")
+    return {
+        f"{n} {level}": _labelled(
+            source, n, "jpg", folder / level, model, 512, choices, {"level": level}
+        )
+        for n in names
+        for level in levels
+    }
 
 
 def ships(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     """Sentinel-2 at 10 m, ports that were held back; most ships are 5 to 15 pixels long."""
     names = ("gdynia",) if quick else ("genoa", "gdynia")
     choices = {"bands": (3, 2, 1)}
-    tiers = {"points": (8, 8, 4)}
-    return {n: _labelled("sen2ships", n, "tif", folder, model, 384, choices, tiers) for n in names}
+    source, level = DATA / "sen2ships", {"level": "x4"}
+    return {n: _labelled(source, n, "tif", folder, model, 256, choices, level) for n in names}
+
+
+def fields(folder: Path, quick: bool, model: str) -> dict[str, Any]:
+    """Irrigated fields of 15 to 25 pixels on Landsat, at its own pixels and enlarged ones."""
+    import unseen
+
+    (source,) = (one for one in unseen.folders() if one.name == "fields_landsat")
+    return {
+        f"fields {level}": _labelled(
+            source, source.name, "tif", folder / level, model, 512, None, {"level": level}
+        )
+        for level in (("x2",) if quick else ("native", "x2"))
+    }
 
 
 def _labelled(
-    source: str, name: str, kind: str, folder: Path, model: str, side: int,
+    source: Path, name: str, kind: str, folder: Path, model: str, side: int,
     opened: dict[str, Any] | None = None, choices: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The busiest window of an image, against its label raster."""
@@ -502,10 +523,10 @@ def _labelled(
 
     import geosam2
 
-    with rasterio.open(DATA / source / "instances" / f"{name}.tif") as labels:
+    with rasterio.open(source / "instances" / f"{name}.tif") as labels:
         ids = labels.read(1).astype(np.int32)
     row, col = _busiest(ids, side)
-    whole = geosam2.open_scene(DATA / source / "images" / f"{name}.{kind}", **(opened or {}))
+    whole = geosam2.open_scene(source / "images" / f"{name}.{kind}", **(opened or {}))
     rows, cols = min(side, ids.shape[0]), min(side, ids.shape[1])
     scene = part_of(whole, row, col, rows, cols)
     left, _, _, top = scene.bounds
@@ -794,7 +815,7 @@ def meta(quick: bool) -> dict[str, Any]:
     }
 
 
-NETWORK = ("synthetic", "banepa", "shifted", "dubai", "ships", "tune")
+NETWORK = ("synthetic", "banepa", "shifted", "dubai", "ships", "fields", "tune")
 PARTS = ("oracle", *NETWORK, "memory", "scaling", "kills", "meta")
 
 

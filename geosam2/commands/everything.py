@@ -120,6 +120,12 @@ def command(
         check_output(output, replaceable=overwrite or dry_run)
     scene = scene_from(source, options)
     chosen = one_level(scene, level) if gsd is None else level_for(scene, gsd=gsd)
+    if chosen.index == 0 and scene.gsd >= COARSE and not is_quiet():
+        click.echo(
+            f"pixels are {scene.gsd:.3g} m: things of less than {SMALL} of them, "
+            f"{SMALL * scene.gsd:.3g} m, are found better with --level x2",
+            err=True,
+        )
     if prompts is not None:
         refuse_others(WITH_PROMPTS, "says nothing about --prompts; leave it out")
         assert output is not None
@@ -166,6 +172,10 @@ def command(
         _finish(job, output, examples, keep, overwrite)
 
 
+COARSE = 5.0
+"""Metres a pixel from which on fields and buildings are small on the image."""
+SMALL = 25
+"""Pixels across, below which an object is found better enlarged (docs/scale.md)."""
 WITH_PROMPTS = (
     *("source", "output", "model", "level", "gsd", "prompts", "workers", "scheduler"),
     *("folder", "resume", "keep", "overwrite"),
