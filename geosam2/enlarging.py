@@ -36,7 +36,7 @@ def enlarged_part(native: Picture, place: Window, window: Window, factor: int) -
     rows, cols = slice(top, top + window.height), slice(left, left + window.width)
     large = _bilinear(native.pixels, factor)[:, rows, cols]
     valid = native.valid.repeat(factor, 0).repeat(factor, 1)[rows, cols]
-    if not valid.all():
+    if not native.valid.all():  # a window may end where the data does, and is whole itself
         share = _bilinear(native.valid[None], factor)[:, rows, cols]
         large = np.where(valid, large / np.maximum(share, 0.1), 0)  # where valid, 1/4 at least is
     return Picture(np.rint(large).astype(np.uint8), valid)

@@ -431,7 +431,7 @@ def one_level(scene: Scene, level: Level | int | str) -> Level:
     Raises:
         LevelError: If the scene has no such level, or "auto" is asked for.
     """
-    if level == "auto":
+    if level in (None, "auto"):
         raise LevelError("everything is looked for at one level: give its number or label")
     return cast(Level, level_from(scene, level))
 

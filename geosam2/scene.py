@@ -233,8 +233,8 @@ class Scene:
             LevelError: If reading the windows takes more tiles than `max_tiles` allows.
         """
         if level.index < 0:
-            windows = (window.coarsened(2**-level.index) for window in windows)
-            level = self.levels[0]
+            factor, level = 2**-level.index, self.levels[0]
+            windows = (window.coarsened(factor) for window in windows)
         self.reader.check_requests(level, windows)
 
     def window(self, level: Level) -> Window:

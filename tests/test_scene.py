@@ -22,11 +22,11 @@ from pyproj import Transformer
 from geosam2.commands.info import describe
 from geosam2.errors import ExportError, GeoreferenceError, LevelError, PromptError, SourceError
 from geosam2.export import check_crs
-from geosam2.levels import Window, level_for
+from geosam2.levels import Level, Window, level_for
 from geosam2.prompts import Prompt, locate
 from geosam2.scene import Scene, open_scene
 from geosam2.sources.bands import Stretch
-from geosam2.testing.files import write_geotiff
+from geosam2.testing.files import write_geotiff, write_xyz_tiles
 from geosam2.tiling import FrameGrid
 from geosam2.vectorize import geodesic_area
 
@@ -268,3 +268,34 @@ def test_a_local_crs_has_metres_but_no_place_on_the_earth(tmp_path: Path, pixels
     with pytest.raises(ExportError, match="write GeoPackage"):
         check_crs("-", local.crs)
     check_crs("a.gpkg", local.crs)
+
+
+def test_enlarged_levels_are_read_frame_by_frame(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 512, 512)).astype(np.uint8)
+    folder = write_xyz_tiles(tmp_path / "t", pixels, 8000, 5000, 14, levels=2)
+    scene = open_scene(str(folder / "{z}/{x}/{y}.png"))
+    level = scene.at(-1)
+    whole = scene.read_window(level, level.extent)
+    assert whole.shape == (1024, 1024)
+    np.testing.assert_allclose(whole.pixels.mean((1, 2)), pixels.mean((1, 2)), atol=0.5)
+    grid = FrameGrid.of(scene, level, frame_size=256, overlap=64)
+    for frame in scene.frames(grid):
+        assert frame.corner is not None
+        row, col = frame.corner[0] - level.extent.row, frame.corner[1] - level.extent.col
+        inside = whole.pixels[:, max(0, row) : row + 256, max(0, col) : col + 256]
+        rows, cols = slice(max(0, -row), None), slice(max(0, -col), None)
+        ours = frame.pixels[:, rows, cols][:, : inside.shape[1], : inside.shape[2]]
+        np.testing.assert_array_equal(ours, inside)
+
+
+def test_requests_for_enlarged_levels_are_those_of_native_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_xyz_tiles(tmp_path / "t", np.zeros((3, 256, 256), np.uint8), 8000, 5000, 14)
+    scene = open_scene(str(folder / "{z}/{x}/{y}.png"))
+    asked: list[tuple[Level, list[Window]]] = []
+    monkeypatch.setattr(
+        scene.reader, "check_requests", lambda level, windows: asked.append((level, list(windows)))
+    )
+    scene.check_requests(scene.at(-2), [Window(0, 8, 16, 20)])
+    assert asked == [(scene.levels[0], [Window(0, 2, 4, 5)])]
