@@ -205,12 +205,12 @@ def failing_scene(path: Path, fails: int):
         def __getattr__(self, name):
             return getattr(scene, name)
 
-        def read(self, geobox, **kwargs):
+        def read_window(self, level, window):
             nonlocal count
             count += 1
             if count == fails:
                 raise SourceError("HTTP 500 from tiles.example")
-            return scene.read(geobox, **kwargs)
+            return scene.read_window(level, window)
 
     return Flaky()
 
