@@ -3,13 +3,14 @@
     python benchmarks/everything.py [--quick] [--only PART ...] [--model nano]
 
 Parts: `oracle` (a stand-in network that makes no mistakes: what linking and drawing lose),
-`synthetic`, `banepa`, `dubai` and `ships` (the real network against known polygons; the last three
-on images held back from training), `shifted` (the real network, frames half a frame elsewhere),
-`tune` (what each limit of the score finds on training pixels: how `recipe_for` was chosen; not run
-unless asked for), `memory`, `scaling`, `kills` (the client, a worker or the scheduler killed at
-random moments, then resumed) and `meta` (one frame against Meta's SAM2AutomaticMaskGenerator with
-the same weights and points). Times are CPU seconds of one thread unless said otherwise, so that
-other work on the machine does not count. Last line: JSON.
+`synthetic`, `banepa`, `dubai`, `ships` and `fields` (the real network against known polygons; all
+but the first on images held back from training, the last on one of `unseen.py`), `shifted` (the
+real network, frames half a frame elsewhere), `tune` (what each limit of the score finds on training
+pixels: how `recipe_for` was chosen; not run unless asked for), `memory`, `scaling`, `kills` (the
+client, a worker or the scheduler killed at random moments, then resumed) and `meta` (one frame
+against Meta's SAM2AutomaticMaskGenerator with the same weights and points). Times are CPU seconds
+of one thread unless said otherwise, so that other work on the machine does not count. Last line:
+JSON.
 
 Beside ours, from the same masks: `no_judge` (the memory is not asked), `plain_tiling` (each frame's
 own masks, cut where the next frame's begin), `vector_rule` (the usual union of polygons that
@@ -347,7 +348,7 @@ def compare(name: str, job: Job, truth: Shapes) -> dict[str, Any]:
         "ap_50": average_precision(results["linked"].shapes, table.score, truth, 0.5),
         "ap_75": average_precision(results["linked"].shapes, table.score, truth, 0.75),
     }
-    if name in ("banepa", "dubai"):
+    if name == "banepa":
         out["centred"] = centred(job, truth)
     print(f"{name:10s} {out}", flush=True)
     for key, result in results.items():
@@ -485,9 +486,7 @@ def dubai(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     source = DATA / "dubai_hitl"
     levels = ("x2",) if quick else ("native", "x2")
     return {
-        f"{n} {level}": _labelled(
-            source, n, "jpg", folder / level, model, 512, choices, {"level": level}
-        )
+        f"{n} {level}": _labelled(source, n, "jpg", folder, model, 512, level, choices)
         for n in names
         for level in levels
     }
@@ -497,8 +496,8 @@ def ships(folder: Path, quick: bool, model: str) -> dict[str, Any]:
     """Sentinel-2 at 10 m, ports that were held back; most ships are 5 to 15 pixels long."""
     names = ("gdynia",) if quick else ("genoa", "gdynia")
     choices = {"bands": (3, 2, 1)}
-    source, level = DATA / "sen2ships", {"level": "x4"}
-    return {n: _labelled(source, n, "tif", folder, model, 256, choices, level) for n in names}
+    source = DATA / "sen2ships"
+    return {n: _labelled(source, n, "tif", folder, model, 256, "x4", choices) for n in names}
 
 
 def fields(folder: Path, quick: bool, model: str) -> dict[str, Any]:
@@ -507,18 +506,16 @@ def fields(folder: Path, quick: bool, model: str) -> dict[str, Any]:
 
     (source,) = (one for one in unseen.folders() if one.name == "fields_landsat")
     return {
-        f"fields {level}": _labelled(
-            source, source.name, "tif", folder / level, model, 512, None, {"level": level}
-        )
+        f"fields {level}": _labelled(source, source.name, "tif", folder, model, 512, level)
         for level in (("x2",) if quick else ("native", "x2"))
     }
 
 
 def _labelled(
-    source: Path, name: str, kind: str, folder: Path, model: str, side: int,
-    opened: dict[str, Any] | None = None, choices: dict[str, Any] | None = None,
+    source: Path, name: str, kind: str, folder: Path, model: str, side: int, level: str,
+    opened: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The busiest window of an image, against its label raster."""
+    """The busiest window of an image at a level, against its label raster."""
     import rasterio
 
     import geosam2
@@ -534,8 +531,8 @@ def _labelled(
     crs = None if scene.crs is None else scene.crs.to_wkt()
     window = np.ascontiguousarray(ids[row : row + rows, col : col + cols])
     truth = _truth_of(window, GeoBox(window.shape, place, crs), 16 if kind == "tif" else 200)
-    job = plan(scene, folder / name, model=model, **(choices or {}))
-    return compare(name, job, truth)
+    job = plan(scene, folder / f"{name}_{level}", model=model, level=level)
+    return compare(f"{name} {level}", job, truth)
 
 
 def _busiest(ids: np.ndarray[Any, Any], side: int) -> tuple[int, int]:

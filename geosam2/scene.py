@@ -205,7 +205,7 @@ class Scene:
             LevelError: If the scene has no such level.
         """
         if isinstance(which, Level):
-            if which not in self.levels and not self._is_enlarged(which):
+            if which not in (*self.levels, *self.enlarged_levels):
                 raise LevelError(f"level {which.label} belongs to another scene than {self.name}")
             return which
         if not 0 <= which < len(self.levels):
@@ -218,13 +218,10 @@ class Scene:
         """The level that says of itself that it has this index; below 0 enlarged ones."""
         return self.level(index) if index >= 0 else enlarged(self.levels[0], 2**-index)
 
-    @property
+    @cached_property
     def enlarged_levels(self) -> tuple[Level, ...]:
         """Levels finer than the source, finest first: its pixels interpolated."""
         return tuple(enlarged(self.levels[0], factor) for factor in ENLARGED)
-
-    def _is_enlarged(self, level: Level) -> bool:
-        return level.index < 0 and level == self.at(level.index)
 
     def check_requests(self, level: Level, windows: Iterable[Window]) -> None:
         """Refuse what a service would be asked too much for; see `Source.check_requests`.
@@ -319,7 +316,7 @@ class Scene:
         level = fitting[0] if fitting else self.levels[-1]
         window = self.window(level)
         step = -(-max(window.height, window.width) // size)
-        frame = self.read(level.geobox(window))
+        frame = self.read_window(level, window)
         pixels, valid = frame.pixels[:, ::step, ::step], frame.valid[::step, ::step]
         return Frame(pixels, valid, frame.geobox.zoom_to(valid.shape))
 

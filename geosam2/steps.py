@@ -27,7 +27,7 @@ from geosam2.automatic import Network, enlarged, find_masks
 from geosam2.blocks import Blocks, Node
 from geosam2.drawing import Figure, figures, paint
 from geosam2.files import whole
-from geosam2.levels import ground_size
+from geosam2.levels import Window, ground_size
 from geosam2.linking import Apart, Judge, Link
 from geosam2.part_table import (
     read_held,
@@ -52,8 +52,6 @@ from geosam2.settling import settle as settle_borders
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
-    from odc.geo.geobox import GeoBox
-
     from geosam2.scene import Frame, Scene
 
 Kind = Literal["find", "settle", "draw", "join"]
@@ -172,7 +170,7 @@ def look(job: Job, network: Network, frame: Frame) -> Any:
 
 def around(job: Job, box: Box, zoom: int) -> Any:
     """A window of the level, enlarged from a finer level if there is one."""
-    frame = job.scene.read(_geobox(job, box))
+    frame = job.scene.read_window(job.grid.level, _window(box))
     if zoom == 1:
         return frame.pixels, frame.valid
     if job.grid.level.index > 0:
@@ -183,13 +181,11 @@ def around(job: Job, box: Box, zoom: int) -> Any:
 def _finer(job: Job, box: Box) -> Any:
     """A part of a frame at the size of a frame, from a finer level of the scene."""
     size = (job.grid.frame_size, job.grid.frame_size)
-    return job.scene.read(_geobox(job, box).zoom_to(size)).pixels
+    return job.scene.read(job.grid.level.geobox(_window(box)).zoom_to(size)).pixels
 
 
-def _geobox(job: Job, box: Box) -> GeoBox:
-    from geosam2.levels import Window
-
-    return job.grid.level.geobox(Window(box.top, box.left, *box.shape))
+def _window(box: Box) -> Window:
+    return Window(box.top, box.left, *box.shape)
 
 
 def _asked(job: Job, frame: Frame) -> Any:

@@ -571,6 +571,11 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
         refused = CliRunner().invoke(command, [path, "-o", out, *options])
         assert refused.exit_code == 2
         assert says in refused.output
+    auto = CliRunner().invoke(
+        command, [path, "-o", str(tmp_path / "other.gpkg"), "--level", "auto"]
+    )
+    assert isinstance(auto.exception, LevelError)
+    assert "number or label" in str(auto.exception)
     assert sorted(tmp_path.iterdir()) == sorted([*here, similar])
     wrong = CliRunner().invoke(command, [path, "--dry-run", "--points", "a,b"])
     assert wrong.exit_code == 2

@@ -48,7 +48,7 @@ def read_warped(scene: Scene, geobox: GeoBox) -> Frame:
             f"this grid covers {window.height} x {window.width} px of {scene.name} at its coarsest "
             "level: ask for a smaller one"
         )
-    frame = scene.read(level.geobox(window))
+    frame = scene.read_window(level, window)
     scale = min(1.0, level.cell_size / cell)
     pixels = np.zeros((3, *geobox.shape), np.uint8)
     valid = np.zeros(geobox.shape, np.uint8)

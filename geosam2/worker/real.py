@@ -21,7 +21,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from geosam2.errors import GeoreferenceError, SourceError
-from geosam2.levels import Level, Window, ground_size, is_web_mercator, zoom_cell_size
+from geosam2.levels import Level, Window, ground_size, is_web_mercator, one_level, zoom_cell_size
 from geosam2.sources.bands import choose_bands
 from geosam2.sources.base import Raw, Source
 from geosam2.worker.backend import Found, Step
@@ -137,7 +137,7 @@ class RealBackend:
         scene = segmenter.scene.within(bounds)
         chosen = self._level(level) or scene.levels[0]
         if (times := options.get("enlarge", 1)) > 1:  # of the scene's own pixels
-            chosen = scene.at(-int(math.log2(times)))
+            chosen = one_level(scene, f"x{times}")
         with tempfile.TemporaryDirectory(prefix="geosam2_") as folder:
             job = plan(
                 scene, Path(folder), model=segmenter.model, level=chosen, block=BLOCK,

@@ -82,14 +82,19 @@ def _open(client, algorithm, parameters, context):
 
 def _level(algorithm, parameters, context):
     """The level nearest to the wanted cell size."""
-    cell = algorithm.parameterAsDouble(parameters, algorithm.RESOLUTION, context)
-    return algorithm.description.level_for(cell) if cell > 0 else 0
+    cell = _cell(algorithm, parameters, context)
+    return algorithm.description.level_for(cell) if cell else 0
 
 
 def _enlarge(algorithm, parameters, context):
     """How often the raster's own cells are enlarged for a wanted cell size finer than theirs."""
-    cell = algorithm.parameterAsDouble(parameters, algorithm.RESOLUTION, context)
-    return algorithm.description.enlargement_for(cell) if cell > 0 else 1
+    cell = _cell(algorithm, parameters, context)
+    return algorithm.description.enlargement_for(cell) if cell else 1
+
+
+def _cell(algorithm, parameters, context):
+    """The wanted cell size; 0 for the raster's own."""
+    return algorithm.parameterAsDouble(parameters, algorithm.RESOLUTION, context)
 
 
 def everything(algorithm, parameters, context, feedback):
