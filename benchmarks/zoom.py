@@ -1,6 +1,6 @@
 """What choosing the zoom of a click is worth, and the weights of its score fitted anew.
 
-    python benchmarks/zoom.py ../shared/data/*/ --split ../shared/data/split.json --fit
+    python benchmarks/zoom.py ../shared/data/*/ --split ../shared/data/split.json [--fit] [--quick]
 
 Clicks on objects as a user would, nothing told about their size, and notes what every zoom answered
 at every click. Prints, as the mean over sources of the IoU: what was chosen, the best that any zoom
@@ -77,7 +77,7 @@ class Watched:
         prompt = Prompt(points, tuple(label for _, _, label in clicks), crs=scene.crs)
         (best,) = self.segmenter.predict(prompt, level="auto")
         if looks := self.segmenter.seen:  # else too far apart for any window
-            chosen = next(n for n, look in enumerate(looks) if look is best)
+            chosen = next(n for n, look in enumerate(looks) if look.logits is best.logits)
             self.turns.append(self._turn(looks, chosen, len(clicks) - 1))
         return evaluation.on_grid(best.masklet, scene)
 
@@ -132,7 +132,7 @@ def _native(turn: Turn) -> int:
 
 
 def by_weights(weights: dict[str, float]) -> Rule:
-    """The rule of `zoom.scores` with other weights."""
+    """The rule of `zoom.scores` with other weights, without what it says of masks that are cut."""
     return lambda t: int(np.argmax(sum(weights[k] * t.features[k] for k in weights)))
 
 
@@ -221,7 +221,10 @@ def main() -> None:
     parser.add_argument("--clicks", type=int, default=5)
     parser.add_argument("--fit", action="store_true", help="fit the weights anew")
     parser.add_argument("--cache", type=Path, help="folder for encoded frames")
+    parser.add_argument("--quick", action="store_true", help="4 objects of each source at most")
     args = parser.parse_args()
+    if args.quick:
+        args.limit, args.train = min(args.limit, 4), min(args.train, 4)
     import geosam2_model
 
     model, split = geosam2_model.load(args.model), json.loads(args.split.read_text())

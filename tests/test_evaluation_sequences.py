@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -333,15 +332,8 @@ def test_nothing_to_divide_by_is_null_in_the_line_of_json(
 
 
 @pytest.fixture(scope="module")
-def seams() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "seams.py"
-    spec = importlib.util.spec_from_file_location("seams_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def seams(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("seams")
 
 
 @pytest.mark.parametrize(

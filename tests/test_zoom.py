@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -497,3 +499,18 @@ def test_enlarged_levels_of_a_picture_without_a_place_on_the_map(tmp_path: Path)
     scene = geosam2.open_scene(tmp_path / "plain.png", pixel_coordinates=True)
     assert all(scene.level(level) is level for level in zoom.ladder(scene))
     assert zoom.ladder(scene) == zoom.ladder(scene)
+
+
+# -- benchmarks/zoom.py
+
+
+def test_the_benchmark_notes_every_look_and_the_one_that_was_shown(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    script = benchmark("zoom")
+    cache = EmbeddingCache(folder=None)
+    turns = list(script.watch(list(script.made_up(tmp_path, 1)), ColourModel(), 2, 2, cache))
+    assert [turn.turn for turn in turns] == [0, 1, 0, 1]
+    assert all(0 <= turn.chosen < len(turn.ious) == len(turn.levels) for turn in turns)
+    best = script.mean_iou(turns, 0, lambda turn: int(turn.ious.argmax()))
+    assert 0 < script.mean_iou(turns, 0, lambda turn: turn.chosen) <= best
