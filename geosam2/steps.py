@@ -110,7 +110,10 @@ class Job(Asking):
     def do(self, step: tuple[Kind, Node]) -> dict[str, Any]:
         """Do one step; what a worker is asked to do."""
         kind, node = step
-        return STEPS[kind](self, node)
+        try:
+            return STEPS[kind](self, node)
+        finally:
+            self.scene.release()
 
     @functools.cached_property
     def area(self) -> BaseGeometry | None:

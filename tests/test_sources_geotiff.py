@@ -437,6 +437,20 @@ def test_what_other_threads_opened_can_be_closed_and_read_again(name: str) -> No
     scene.close()
 
 
+def test_memory_is_given_back_while_others_read() -> None:
+    scene = open_scene(path_of("riotiler/cog_rgb.tif"))
+    grid = FrameGrid.of(scene, frame_size=128, overlap=32)
+    alone = [scene.read_frame(grid, index).pixels for index in grid]
+
+    def read(index: Any) -> Any:
+        scene.release()
+        return scene.read_frame(grid, index).pixels
+
+    with ThreadPoolExecutor(4) as pool:
+        for a, b in zip(alone, pool.map(read, grid), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_missing_files_and_other_types_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="Check the spelling"):
         open_scene(tmp_path / "nowhere.tif")

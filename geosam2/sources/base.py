@@ -121,6 +121,9 @@ class Source(ABC):
         """Further facts for `geosam2 info`; JSON types only."""
         return {}
 
+    def release(self) -> None:  # noqa: B027 - nothing is kept by default
+        """Give back memory that grows with what was read; others may be reading meanwhile."""
+
     def close(self) -> None:  # noqa: B027 - nothing is open by default
         """Release files and connections; they are opened again when needed."""
 
