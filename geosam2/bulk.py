@@ -101,14 +101,7 @@ class PromptJob(Asking):
         """The file that says that a batch is answered."""
         return self.path("answered", step)
 
-    def do(self, step: Batch) -> dict[str, Any]:
-        """Answer the prompts of a batch; the file appears whole or not at all."""
-        try:
-            return self._answered(step)
-        finally:
-            self.scene.release()
-
-    def _answered(self, step: Batch) -> dict[str, Any]:
+    def _do(self, step: Batch) -> dict[str, Any]:
         network, grid = network_of(self), self.grid(step.level)
         asked = _read_asked(self.path("asked", step))
         answers: dict[int, dict[str, Any]] = {}

@@ -70,6 +70,19 @@ class Asking:
     threads: int | None = None
     """Threads of the network in each process; None leaves torch's own choice."""
 
+    def do(self, step: Any) -> dict[str, Any]:
+        """Do one step; what a worker is asked to do. What reading it took of memory is given back.
+
+        Its file appears whole or not at all.
+        """
+        try:
+            return self._do(step)
+        finally:
+            self.scene.release()
+
+    def _do(self, step: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Asking):
@@ -107,13 +120,9 @@ class Job(Asking):
         """The file that says that a step is done."""
         return self.path(*step)
 
-    def do(self, step: tuple[Kind, Node]) -> dict[str, Any]:
-        """Do one step; what a worker is asked to do."""
+    def _do(self, step: tuple[Kind, Node]) -> dict[str, Any]:
         kind, node = step
-        try:
-            return STEPS[kind](self, node)
-        finally:
-            self.scene.release()
+        return STEPS[kind](self, node)
 
     @functools.cached_property
     def area(self) -> BaseGeometry | None:
