@@ -79,15 +79,14 @@ def _turn(x: Tensor, table: Tensor) -> Tensor:
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Single-head attention of (N or 1, L, C) queries, values of another width than the keys.
 
-    Without gradients in tiles, so that the scores stay in the processor's cache. PyTorch's own
-    kernel does that too, but wants values as wide as the keys; in half precision, where products
-    cost little, widening them with zeros is faster than tiles of our own.
+    In float32 without gradients in tiles, so that the scores stay in the processor's cache.
+    PyTorch's own kernel does that too, but wants values as wide as the keys, which costs little
+    in half precision alone.
     """
     if torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v)
     if q.dtype != torch.float32:
-        wide = F.pad(v, (0, k.shape[2] - v.shape[2]))
-        return attention(q, k, wide, heads=1)[..., : v.shape[2]]
+        return attention(q, k, v, heads=1)
     q, k = q * q.shape[2] ** -0.5, k.transpose(1, 2)
     rows = [_attend_rows(q[:, i : i + ROWS], k, v) for i in range(0, q.shape[1], ROWS)]
     return torch.cat(rows, dim=1)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from geosam2_model import ops
 from geosam2_model.config import VARIANTS, ModelConfig
 from geosam2_model.errors import InputError
 from geosam2_model.mask_decoder import Attention, stability
@@ -176,6 +177,23 @@ def test_wide_attention_in_half_precision_is_attention() -> None:
                for n, length, width in ((1, 70, 32), (3, 90, 32), (3, 90, 8)))  # fmt: skip
     plain = torch.softmax(q.float() @ k.float().mT / math.sqrt(32), dim=2) @ v.float()
     torch.testing.assert_close(attend_wide(q, k, v).float(), plain, rtol=2e-2, atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("scores", [1, 500, 3_000, 2**20])
+def test_half_precision_attention_in_parts_is_attention(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, scores: int
+) -> None:
+    monkeypatch.setattr(ops, "_has_amx", lambda: amx)
+    monkeypatch.setattr(ops, "SCORES", scores)
+    q, k, v = (
+        torch.randn(shape).bfloat16() for shape in ((1, 2, 31, 16), (5, 2, 47, 16), (5, 2, 47, 8))
+    )
+    found = ops.scaled_attention(q, k, v)
+    plain = torch.softmax(q.float() @ k.float().mT / 4, dim=3) @ v.float()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), plain, rtol=2e-2, atol=2e-2)
 
 
 def test_channels_lie_next_to_each_other_for_one_picture_too() -> None:

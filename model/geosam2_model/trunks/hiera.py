@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
-from geosam2_model.ops import MLP, by_rows, remembered
+from geosam2_model.ops import MLP, by_rows, remembered, scaled_attention
 
 EARLY_BYTES = 3 << 19  # of the windows that go through the early blocks together, without gradients
 LEVELS = 3  # an 8 x 8 window of the first stage is 2 x 2 x 2 nested squares
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         qkv = qkv.view(-1, tokens, 3, self.heads, self.proj.in_features // self.heads)
         q, k, v = qkv.unbind(2)  # windows, T, heads, d
         q = pool4(q) if self.pool else q
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = scaled_attention(*(x.transpose(1, 2) for x in (q, k, v)))
         x = x.transpose(1, 2).reshape(B, -1, self.proj.in_features)
         if isinstance(windows, Windows):
             x = x.index_select(1, windows.pooled_back if self.pool else windows.back)
