@@ -598,7 +598,7 @@ def memory(folder: Path, quick: bool) -> dict[str, Any]:
     pixels, ids = colour_scene((1024, 1024), 25, seed=1, size=(40, 300))
     geobox = GeoBox(ids.shape, Affine(0.5, 0, 500_000, 0, -0.5, 4_600_000), "EPSG:32633")
     tile = write_geotiff(folder / "tile.tif", pixels, geobox)
-    sides = (3_072, 9_216) if quick else (4_608, 44_800)
+    sides = (3_072, 12_288) if quick else (4_608, 44_800)
     peaks = {}
     for side in sides:
         vrt = write_repeated_vrt(folder / f"v{side}.vrt", tile, (side, side))

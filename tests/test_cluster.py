@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio.shutil
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -27,7 +26,6 @@ from geosam2.cluster import InProcess, threads_per_worker
 from geosam2.errors import GeoSAM2Error, LeftOutWarning
 from geosam2.everything import collect, plan, segment_everything, start
 from geosam2.testing import write_geotiff
-from geosam2.testing.files import write_repeated_vrt
 from geosam2.testing.oracle import ColourOracle, colour_scene
 
 SCRIPT = Path(__file__).with_name("everything_run.py")
@@ -291,35 +289,12 @@ def children_of(pid: int) -> list[int]:
     return [p.pid for p in below if "spawn_main" in " ".join(p.cmdline())]
 
 
-PEAK = """
-import resource, sys
-from pathlib import Path
-from geosam2.everything import plan, start, executor_for
-from geosam2.testing.oracle import ColourOracle
-choices = {"points": (4,), "overlap": 128, "coverage": (), "block": 4}
-job = plan(sys.argv[1], Path(sys.argv[2]), model=ColourOracle(), **choices)
-with executor_for(job) as executor:
-    list(start(job, executor))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_memory_does_not_grow_with_the_file(tmp_path):
-    """GDAL would keep the 400 MB that the large file decodes to."""
-    pixels, _ = colour_scene((1024, 1024), 25, seed=1, size=(40, 300))
-    geobox = GeoBox((1024, 1024), Affine(0.5, 0, 500_000, 0, -0.5, 4_600_000), "EPSG:32633")
-    tile = write_geotiff(tmp_path / "tile.tif", pixels, geobox)
-    peaks = []
-    for side in (3_072, 12_288):
-        vrt = write_repeated_vrt(tmp_path / f"{side}.vrt", tile, (side, side))
-        path = tmp_path / f"{side}.tif"
-        rasterio.shutil.copy(vrt, path, driver="GTiff", tiled=True, compress="deflate")
-        command = [sys.executable, "-c", PEAK, path, tmp_path / f"run{side}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout))
-    assert peaks[1] < 1.25 * peaks[0], peaks
+def test_memory_does_not_grow_with_the_file(benchmark, tmp_path):
+    """GDAL would keep the 400 MB that the larger file decodes to."""
+    figures = benchmark("everything").memory(tmp_path, quick=True)
+    assert figures["memory_growth"] < 0.25, figures
 
 
 @pytest.mark.slow

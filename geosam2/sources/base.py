@@ -124,8 +124,9 @@ class Source(ABC):
     def release(self) -> None:  # noqa: B027 - nothing is kept by default
         """Give back memory that grows with what was read; others may be reading meanwhile."""
 
-    def close(self) -> None:  # noqa: B027 - nothing is open by default
+    def close(self) -> None:
         """Release files and connections; they are opened again when needed."""
+        self.release()
 
 
 SAMPLE_SIDE = 2048

@@ -316,10 +316,6 @@ class GeoTiffSource(Source):
         """See `Source.release`: GDAL keeps blocks of open files, up to 5 % of all memory."""
         self._pool.close()
 
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._pool.close()
-
     def __getstate__(self) -> dict[str, Any]:
         """Everything but open files, which another process opens for itself."""
         return {key: value for key, value in self.__dict__.items() if key != "_pool"}

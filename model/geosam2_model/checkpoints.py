@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from geosam2_model.config import VARIANTS, ModelConfig
 from geosam2_model.errors import CheckpointError
+from geosam2_model.ops import cpu_has
 from geosam2_model.sam2 import SAM2
 
 logger = logging.getLogger(__name__)
@@ -491,5 +492,4 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bfloat16() -> bool:
-    questions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, q, bool)() for q in questions)
+    return cpu_has("amx_tile") or cpu_has("avx512_bf16")

@@ -8,7 +8,6 @@ from functools import lru_cache, wraps
 from itertools import pairwise
 from typing import Generic, ParamSpec, TypeVar, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,19 +118,19 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     quarter to a half of its time.
 
     Args:
-        q: Queries (..., L, C).
+        q: Queries (..., L, C); all three with the same leading sizes.
         k: Keys (..., S, C).
         v: Values (..., S, D).
 
     Returns:
         (..., L, D).
     """
-    plain = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not _has_amx()
+    plain = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not cpu_has("amx_tile")
     if torch.is_grad_enabled() or not plain:
         wide = F.pad(v, (0, missing)) if (missing := k.shape[-1] - v.shape[-1]) else v
         return F.scaled_dot_product_attention(q, k, wide)[..., : v.shape[-1]]
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-    q, k, v = (x.expand(*lead, -1, -1).flatten(0, -3) for x in (q * q.shape[-1] ** -0.5, k, v))
+    lead = q.shape[:-2]
+    q, k, v = (x.flatten(0, -3) for x in (q * q.shape[-1] ** -0.5, k, v))
     (count, length, _), keys = q.shape, k.transpose(1, 2)
     batch = max(1, SCORES // (length * k.shape[1]))
     rows = min(length, max(1, SCORES // k.shape[1]))
@@ -146,8 +145,9 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @lru_cache
-def _has_amx() -> bool:
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+def cpu_has(instructions: str) -> bool:
+    """Whether the processor has "amx_tile" or "avx512_bf16"; False where PyTorch cannot say."""
+    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", bool)())
 
 
 @remembered
