@@ -425,15 +425,17 @@ def level_from(scene: Scene, level: Any = "auto", gsd: float | None = None) -> A
     )
 
 
-def one_level(scene: Scene, level: Level | int | str) -> Level:
-    """`level_from` for what is looked for everywhere, at one level.
+def one_level(
+    scene: Scene, level: Level | int | str | None = None, gsd: float | None = None
+) -> Level:
+    """`level_from` for what is looked for everywhere, at one level: the native one by default.
 
     Raises:
-        LevelError: If the scene has no such level, or "auto" is asked for.
+        LevelError: As there, or if "auto" is asked for.
     """
-    if level in (None, "auto"):
+    if level == "auto":
         raise LevelError("everything is looked for at one level: give its number or label")
-    return cast(Level, level_from(scene, level))
+    return cast(Level, level_from(scene, 0 if level is None and gsd is None else level, gsd))
 
 
 def gsd_at(scene: Scene, level: Level, latitude: float | None = None) -> float:

@@ -51,6 +51,8 @@ def regions(layout: Layout, key: FrameKey, per_side: tuple[int, ...]) -> Iterato
     [(1, 1024), (2, 256), (2, 256), (2, 256), (2, 256)]
     >>> next(regions(layout, (0, 1), (2,))).points.tolist()
     [[256.0, 128.0], [256.0, 384.0]]
+    >>> next(regions(layout, (1, 1), (1,))).points.tolist()
+    [[256.0, 256.0]]
     """
     for zoom, side in zip(ZOOMS, per_side, strict=False):
         if side == 0:
@@ -64,6 +66,8 @@ def regions(layout: Layout, key: FrameKey, per_side: tuple[int, ...]) -> Iterato
 def _interlaced(
     points: NDArray[np.float32], spacing: float, size: int, key: FrameKey
 ) -> NDArray[np.float32]:
+    if len(points) == 1:
+        return points  # half-way to the next one is the frame's edge
     shift = np.array([key[1] % 2, key[0] % 2], np.float32) * np.float32(spacing / 2)
     moved: NDArray[np.float32] = points + shift
     return moved[np.all(moved < size, axis=1)]

@@ -571,11 +571,13 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
         refused = CliRunner().invoke(command, [path, "-o", out, *options])
         assert refused.exit_code == 2
         assert says in refused.output
-    auto = CliRunner().invoke(
-        command, [path, "-o", str(tmp_path / "other.gpkg"), "--level", "auto"]
-    )
-    assert isinstance(auto.exception, LevelError)
-    assert "number or label" in str(auto.exception)
+    for level, says in (
+        (["--level", "auto"], "number or label"),
+        (["--level", "0", "--gsd", "2"], "level (0) or a gsd (2.0 m), not both"),
+    ):
+        refused = CliRunner().invoke(command, [path, "-o", str(tmp_path / "other.gpkg"), *level])
+        assert isinstance(refused.exception, LevelError)
+        assert says in str(refused.exception)
     assert sorted(tmp_path.iterdir()) == sorted([*here, similar])
     wrong = CliRunner().invoke(command, [path, "--dry-run", "--points", "a,b"])
     assert wrong.exit_code == 2

@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 @click.option("--model", default="nano", show_default=True, help="Name or path of a model.")
 @click.option(
     "--level",
-    default="0",
-    show_default=True,
-    help="Level, a number or a label; 0 = native. x2, x4, x8 enlarge pixels, for objects of 10 to "
-    "30 of them.",
+    help="Level, a number or a label; default 0 = native. x2, x4, x8 enlarge pixels, for objects "
+    "of 10 to 30 of them.",
 )
 @click.option(
     "--gsd",
@@ -80,7 +78,7 @@ def command(
     source: str,
     output: Path | None,
     model: str,
-    level: str,
+    level: str | None,
     gsd: float | None,
     points: str | None,
     min_area: float,
@@ -112,14 +110,14 @@ def command(
     from geosam2.cluster import remove
     from geosam2.everything import plan
     from geosam2.export import check_output
-    from geosam2.levels import level_for, one_level
+    from geosam2.levels import one_level
 
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
     if output is not None:
         check_output(output, replaceable=overwrite or dry_run)
     scene = scene_from(source, options)
-    chosen = one_level(scene, level) if gsd is None else level_for(scene, gsd=gsd)
+    chosen = one_level(scene, level, gsd)
     if chosen.index == 0 and scene.gsd >= COARSE and not is_quiet():
         click.echo(
             f"pixels are {scene.gsd:.3g} m: things of less than {SMALL} of them, "
