@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from geosam2.errors import PromptError, SourceError, import_optional
 from geosam2.evaluation import SUFFIXES, open_plain
+from geosam2.vector_files import read_vector
 
 if TYPE_CHECKING:
     import geopandas
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 Freeze = Literal["trunk", "encoder", "nothing"]
 FROZEN: dict[str, tuple[str, ...]] = {
     "trunk": (),
-    "encoder": ("image_encoder.", "dense_prompts.laterals", "dense_prompts.lower"),
+    "encoder": (
+        "image_encoder.",
+        *(f"dense_prompts.{part}" for part in ("laterals", "lower", "norms", "smooth", "mix")),
+    ),
     "nothing": (),
 }
 """Parameters that stay, beside the trunk: choices of what is adapted."""
@@ -110,18 +114,7 @@ def read_polygons(path: Path) -> geopandas.GeoDataFrame:
     Raises:
         SourceError: If it cannot be read, or has no polygon.
     """
-    import geopandas
-    from pyogrio.errors import DataLayerError, DataSourceError
-
-    try:
-        layer = geopandas.read_file(path)
-    except (DataSourceError, DataLayerError, ValueError) as error:
-        raise SourceError(
-            f"{path} cannot be read as polygons ({error}); give a GeoPackage, a GeoJSON file or "
-            "a Shapefile"
-        ) from error
-    if not isinstance(layer, geopandas.GeoDataFrame):
-        raise SourceError(f"{path} is a table without geometry; give a file of polygons")
+    layer = read_vector(path)
     shapes = layer.geometry
     polygons = layer[shapes.geom_type.isin(["Polygon", "MultiPolygon"]) & ~shapes.is_empty]
     if polygons.empty:

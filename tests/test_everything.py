@@ -20,7 +20,7 @@ from geosam2 import quality
 from geosam2.bulk import segment_prompts
 from geosam2.calibration import estimate
 from geosam2.cluster import InProcess, prepare
-from geosam2.errors import GeoSAM2Error, LevelError, PromptError
+from geosam2.errors import GeoSAM2Error, LevelError, PromptError, SourceError
 from geosam2.everything import collect, identity, plan, segment_everything, start, tables
 from geosam2.levels import ground_size
 from geosam2.part_table import read_parts, write_parts
@@ -563,20 +563,20 @@ def test_the_command_writes_streams_and_cleans_up(scene, tmp_path, monkeypatch):
     )
     assert ranked.exit_code == 0
     assert geopandas.read_file(similar).similarity.is_monotonic_decreasing
-    for options, says in (
-        (["--resume"], "there is no run to resume"),
-        (["--roi", path], "is no vector file"),
+    out = str(tmp_path / "other.gpkg")
+    refused = CliRunner().invoke(command, [path, "-o", out, "--resume"])
+    assert refused.exit_code == 2
+    assert "there is no run to resume" in refused.output
+    table = tmp_path.parent / "table.csv"
+    table.write_text("a,b\n1,2\n")
+    for options, error, says in (
+        (["--level", "auto"], LevelError, "number or label"),
+        (["--level", "0", "--gsd", "2"], LevelError, "level (0) or a gsd (2.0 m), not both"),
+        (["--roi", path], SourceError, "cannot be read as a vector file"),
+        (["--prompts", str(table)], SourceError, "a table without geometry"),
     ):
-        out = str(tmp_path / "other.gpkg")
         refused = CliRunner().invoke(command, [path, "-o", out, *options])
-        assert refused.exit_code == 2
-        assert says in refused.output
-    for level, says in (
-        (["--level", "auto"], "number or label"),
-        (["--level", "0", "--gsd", "2"], "level (0) or a gsd (2.0 m), not both"),
-    ):
-        refused = CliRunner().invoke(command, [path, "-o", str(tmp_path / "other.gpkg"), *level])
-        assert isinstance(refused.exception, LevelError)
+        assert isinstance(refused.exception, error)
         assert says in str(refused.exception)
     assert sorted(tmp_path.iterdir()) == sorted([*here, similar])
     wrong = CliRunner().invoke(command, [path, "--dry-run", "--points", "a,b"])

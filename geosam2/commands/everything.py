@@ -111,6 +111,7 @@ def command(
     from geosam2.everything import plan
     from geosam2.export import check_output
     from geosam2.levels import one_level
+    from geosam2.vector_files import read_vector
 
     if output is None and not dry_run:
         raise click.UsageError("name the file to write with --output, or ask for a --dry-run")
@@ -152,7 +153,7 @@ def command(
             folder,
             model=model,
             level=chosen,
-            roi=None if roi is None else _read(roi),
+            roi=None if roi is None else read_vector(roi),
             block=block,
             judge=not no_judge,
             min_area_m2=min_area,
@@ -164,7 +165,7 @@ def command(
             _tell(job, workers)
             return
         assert output is not None
-        examples = None if similar_to is None else _read(similar_to)
+        examples = None if similar_to is None else read_vector(similar_to)
         with _resumable(job):
             _run(job, workers, scheduler, resume)
         _finish(job, output, examples, keep, overwrite)
@@ -190,16 +191,6 @@ def _points(text: str | None) -> tuple[int, ...] | None:
         raise click.BadParameter(
             f"{text!r} is not a list of numbers such as 32,16,4", param_hint="--points"
         ) from error
-
-
-def _read(path: str) -> Any:
-    import geopandas
-    from pyogrio.errors import DataSourceError
-
-    try:
-        return geopandas.read_file(path)
-    except DataSourceError as error:
-        raise click.BadParameter(f"{path} is no vector file that can be read ({error})") from error
 
 
 @contextlib.contextmanager
@@ -302,9 +293,10 @@ def _prompted(
     """One polygon for each prompt; blocks that kept failing are named."""
     from geosam2 import export
     from geosam2.bulk import segment_prompts
+    from geosam2.vector_files import read_vector
 
     with _bar("prompt") as advance:
-        found = segment_prompts(scene, _read(path), folder=folder, progress=advance, **how)
+        found = segment_prompts(scene, read_vector(path), folder=folder, progress=advance, **how)
     export.write(found, output, overwrite=overwrite)
     if not is_quiet():
         click.echo(f"{output}: {len(found)} objects", err=True)
