@@ -268,6 +268,24 @@ def test_south_up_reads_as_its_north_up_twin(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a.pixels, b.pixels)
 
 
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_east_to_west_reads_as_its_north_up_twin(tmp_path: Path, upside_down: bool) -> None:
+    shape = (600, 400)
+    pixels, geobox = checkerboard(shape), grid_of(shape)
+    step, top = (10, 4100040 - 6000) if upside_down else (-10, 4100040)
+    mirrored = GeoBox(shape, Affine(-10, 0, 304000, 0, step, top), geobox.crs)
+    turned = pixels[:, ::-1, ::-1] if upside_down else pixels[:, :, ::-1]
+    north, west = (
+        open_scene(write_geotiff(tmp_path / name, *what, overviews=False))
+        for name, what in (("north.tif", (pixels, geobox)), ("west.tif", (turned, mirrored)))
+    )
+    assert west.geobox == north.geobox
+    for level in (0, 1):
+        found = raw_of(west, level)
+        assert found.valid.all()
+        np.testing.assert_array_equal(found.pixels, raw_of(north, level).pixels)
+
+
 @pytest.mark.parametrize("nodata", [None, 7])
 def test_levels_without_overviews_are_means_of_valid_pixels(tmp_path: Path, nodata: Any) -> None:
     shape = (601, 702)

@@ -27,6 +27,7 @@ from pyproj import CRS
 from rasterio._err import CPLE_BaseError  # some properties let GDAL's own errors through
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import from_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
@@ -306,6 +307,7 @@ class GeoTiffSource(Source):
             yield
         except (RasterioError, CPLE_BaseError) as error:
             reason = self._door.clean(error).replace(self._path, self.location)
+            reason = reason.rstrip(". ")
             raise SourceError(f"{what} {self.location}: {reason}. {_remedy(reason)}") from None
         except UnicodeEncodeError:
             raise SourceError(
@@ -529,10 +531,17 @@ def _through_gcps(dataset: Dataset, where: CRS, location: str) -> dict[str, Any]
 
 def _warped(dataset: Dataset, where: CRS, target: CRS) -> dict[str, Any]:
     """North-up grid of about the same cells, through GDAL's warper with nearest pixels."""
-    # tolerance 0: GDAL else approximates the place of a pixel in a way that depends on the window
-    options: dict[str, Any] = {"src_crs": where.to_wkt(), "crs": target.to_wkt(), "tolerance": 0}
+    options: dict[str, Any] = {"src_crs": where.to_wkt(), "crs": target.to_wkt()}
     if MaskFlags.all_valid in dataset.mask_flag_enums[0]:
         options["add_alpha"] = True  # the corners that the turned picture leaves empty
+    if dataset.transform.a < 0 and dataset.transform.is_rectilinear:
+        # from east to west: GDAL by itself would leave it so
+        (west, east), (south, north) = (sorted(dataset.bounds[i::2]) for i in (0, 1))
+        options["height"], options["width"] = height, width = dataset.shape
+        options["transform"] = from_bounds(west, south, east, north, width, height)
+    else:
+        # GDAL else approximates the place of a pixel in a way that depends on the window
+        options["tolerance"] = 0
     with WarpedVRT(dataset, **options) as vrt:
         transform, shape = vrt.transform, vrt.shape
     return {
