@@ -56,7 +56,7 @@ class Task:
     prompts: tuple[Prompt, ...]
     """In any CRS, one object each."""
     level: int | Literal["auto"] = "auto"
-    """Number of the level, or "auto"."""
+    """Number of the level, below 0 of one with enlarged pixels; or "auto"."""
     options: PanOptions = field(default_factory=PanOptions)
     """How to follow."""
     refine: bool | None = None
@@ -106,6 +106,7 @@ class PromptedRun:
         resume: bool = False,
     ) -> None:
         self.segmenter, self.task, self.folder = segmenter, task, folder
+        self._level = task.level if task.level == "auto" else segmenter.scene.at(task.level)
         self.resumed = resume
         self.rows: dict[int, dict[str, Any]] = {}
         self.unread: dict[int, str] = {}
@@ -153,20 +154,20 @@ class PromptedRun:
         todo = [number for number in range(len(prompts)) if number not in self.rows]
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
-            masks = self.segmenter.predict([prompts[n] for n in chunk], level=self.task.level)
+            masks = self.segmenter.predict([prompts[n] for n in chunk], level=self._level)
             for number, mask in zip(chunk, masks, strict=True):
                 yield from self._object(number, mask)
 
     def _object(self, number: int, mask: FrameMask) -> Iterator[tuple[Prompt, Phase, Step]]:
         masklet = mask.masklet
-        if (level := self.segmenter.follows_at(mask, self.task.level)) is not None:
+        if (level := self.segmenter.follows_at(mask, self._level)) is not None:
             self._panning = self._start(mask.prompt, level)
             for step in self._panning:
                 self._save_sometimes()
                 yield mask.prompt, "follow", step
             masklet = self._panning.masklet
             self._note_unread(number, self._panning.reports.values())
-        if self.segmenter.refines(self.task.level, self.task.refine):
+        if self.segmenter.refines(self._level, self.task.refine):
             self.pause()  # the object is whole: what is left is its outline
             frames = self.task.options.max_frames
             for run in self.segmenter.refinements(masklet, max_frames=frames):

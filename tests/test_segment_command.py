@@ -89,6 +89,15 @@ def truth(shape: shapely.Geometry) -> shapely.Geometry:
     return shapely.transform(shape, lambda p: p * [CELL, -CELL] + [LEFT, TOP])
 
 
+def test_a_level_of_enlarged_pixels_can_be_asked_for(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "house.geojson"
+    result = run(scene, "-p", on_map(40, 40), "--level", "x2", "-o", out)
+    assert result.exit_code == 0
+    (row,) = geopandas.read_file(out).itertuples()
+    assert row.level == "x2"
+    assert row.area_m2 == pytest.approx(HOUSE.area * CELL**2, rel=0.1)
+
+
 def test_points_and_boxes_become_objects_in_a_file(scene, tmp_path):
     target = tmp_path / "out.gpkg"
     corners = f"{LEFT + 36},{TOP - 124},{LEFT + 124},{TOP - 36}"

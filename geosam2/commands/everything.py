@@ -66,7 +66,9 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, default=0, help="Processes; 0 = work in this one.")
 @click.option("--scheduler", help="Address of a dask scheduler, tcp://host:port.")
 @click.option("--block", type=int, default=8, show_default=True, help="Frames along a block.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --folder.")
 @click.option("--keep", is_flag=True, help="Keep what the run left in its folder.")
 @click.option("--dry-run", is_flag=True, help="Say frames, time and disk; do not run.")

@@ -35,6 +35,7 @@ def get(name: str) -> None:
     from geosam2_model import checkpoints
     from tqdm import tqdm
 
+    checkpoints.local_path(name)  # an unknown name is said before a bar is drawn
     with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1024, leave=False) as bar:
 
         def show(have: int, total: int) -> None:

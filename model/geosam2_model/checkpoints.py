@@ -379,7 +379,8 @@ def _alike(value: Any, usual: Any) -> bool:
 def _why_unreadable(path: Path, head: bytes, error: Exception) -> str:
     if head.lstrip()[:1] == b"<":
         return f"{path} is a web page, not a checkpoint; download the file itself."
-    if "unsupported" in str(error).lower() and "weights_only" in str(error):
+    pickled = head[:2] == b"PK" or head[:1] == b"\x80"
+    if pickled and "unsupported" in str(error).lower() and "weights_only" in str(error):
         return f"{path} holds Python objects besides weights; they were not run. Save weights only."
     return (
         f"{path} is not a readable checkpoint: damaged, cut off or another format. Fetch it again."

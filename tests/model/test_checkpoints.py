@@ -110,6 +110,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     torch.save({"model": {"conv.weight": torch.zeros(3)}}, foreign)
     empty = folder / "empty.pt"
     empty.touch()
+    picture = folder / "picture.tif"
+    picture.write_bytes(b"II*\0" + b"\x08\0\0\0" * 40)
     tensors = folder / "bad.safetensors"
     tensors.write_bytes(b"\x00" * 100)
     return {
@@ -119,13 +121,15 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "other": (other, "holds no weights"),
         "foreign": (foreign, "fits no variant"),
         "empty": (empty, "damaged, cut off"),
+        "picture": (picture, "damaged, cut off or another format"),
         "safetensors": (tensors, "not a readable safetensors"),
         "missing": (folder / "nowhere.pt", "There is no file"),
     }
 
 
 @pytest.mark.parametrize(
-    "kind", ["html", "cut", "code", "other", "foreign", "empty", "safetensors", "missing"]
+    "kind",
+    ["html", "cut", "code", "other", "foreign", "empty", "picture", "safetensors", "missing"],
 )
 def test_bad_files_give_one_clear_error(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
