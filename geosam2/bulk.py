@@ -167,6 +167,12 @@ def segment_prompts(
         PromptError: Other geometries, empty ones, or prompts outside the scene; names the row.
         GeoSAM2Error: If the folder holds another run, or this one and `resume` is not asked for.
     """
+    import geopandas
+
+    if not isinstance(prompts, geopandas.GeoDataFrame):
+        raise PromptError(
+            f"prompts are {type(prompts).__name__}; give a GeoDataFrame of points or polygons"
+        )
     scene = open_scene(scene)
     finest = one_level(scene, level).index
     maker, network = model_maker(model, device)

@@ -169,8 +169,8 @@ def plan(
         **choices: Fields of `Recipe`.
     """
     scene = open_scene(scene)
-    if block < 1:
-        raise PromptError(f"block is {block}; a block has at least 1 frame along its side")
+    if not isinstance(block, int) or block < 1:
+        raise PromptError(f"block is {block}; give a whole number of frames along its side, from 1")
     maker, network = model_maker(model, device)
     remember_network(maker, network)
     recipe = _recipe(recipe or recipe_for(network), choices)
@@ -247,7 +247,7 @@ def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
     """
     if roi is None:
         return None
-    if hasattr(roi, "to_crs"):
+    if hasattr(roi, "to_crs"):  # a layer
         if roi.crs is not None and scene.crs is None:
             raise GeoreferenceError(
                 "the region has a CRS and the scene is in pixel coordinates; give the region in "
@@ -255,6 +255,10 @@ def region_of_interest(roi: Any, scene: Scene) -> BaseGeometry | None:
             )
         roi = roi.to_crs(scene.crs) if roi.crs is not None and scene.crs is not None else roi
         roi = shapely.union_all(shapely.make_valid(np.asarray(roi.geometry)))
+    if not isinstance(roi, shapely.Geometry):
+        raise PromptError(
+            f"the region of interest is {type(roi).__name__}; give a polygon, or a layer of them"
+        )
     area = shapely.make_valid(roi)
     if area.is_empty or area.area == 0:
         raise PromptError(f"the region of interest is {roi.geom_type} without an area")

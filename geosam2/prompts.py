@@ -87,6 +87,10 @@ class Prompt:
         set_("crs", _crs(self.crs))
         if self.box is not None:
             set_("box", _as_box(self.box))
+        if isinstance(self.mask, shapely.Geometry):
+            set_(
+                "mask", shapely.make_valid(self.mask)
+            )  # drawn by hand: the outline may cross itself
         self._check()
 
     def _check(self) -> None:
@@ -206,8 +210,9 @@ def as_prompts(
             one object in each inner list. A point layer (anything with `.geometry`) works as well,
             and so does a single (x, y).
         labels: Same nesting as `points`; 1 foreground, 0 background.
-        boxes: `[(left, bottom, right, top), ...]`, one object each; or a single box.
-        masks: Polygons, one object each; or a single one.
+        boxes: `[(left, bottom, right, top), ...]`, one object each, or a single box; of polygons,
+            alone or as a layer, their bounds.
+        masks: Polygons, one object each; or a single one, or a layer.
         crs: CRS of all of them; None = a layer's own CRS, else the scene's.
 
     Raises:
@@ -218,14 +223,15 @@ def as_prompts(
     >>> [p.labels for p in as_prompts([[(1, 2), (3, 4)]], [[1, 0]])]
     [(1, 0)]
     """
-    points, crs = _from_layer(points, crs)
-    masks, crs = _from_layer(masks, crs)
+    points, of_points = _from_layer(points, crs)
+    boxes, of_boxes = _from_layer(boxes, crs)
+    masks, of_masks = _from_layer(masks, crs)
     groups = [_group(item) for item in _each(points, "points", "[(x, y), ...]", alone=2)]
     signs = _label_groups(labels, groups)
-    found = [Prompt(tuple(g), tuple(s), crs=crs) for g, s in zip(groups, signs, strict=True)]
+    found = [Prompt(tuple(g), tuple(s), crs=of_points) for g, s in zip(groups, signs, strict=True)]
     corners = "[(left, bottom, right, top), ...]"
-    found += [Prompt(box=b, crs=crs) for b in _each(boxes, "boxes", corners, alone=4)]
-    found += [Prompt(mask=shape, crs=crs) for shape in _each(masks, "masks", "[polygon, ...]")]
+    found += [Prompt(box=b, crs=of_boxes) for b in _each(boxes, "boxes", corners, alone=4)]
+    found += [Prompt(mask=shape, crs=of_masks) for shape in _each(masks, "masks", "[polygon, ...]")]
     return [replace(prompt, object_id=n) for n, prompt in enumerate(found, start=1)]
 
 
@@ -479,6 +485,8 @@ def _as_labels(values: Any) -> tuple[int, ...]:
 
 
 def _as_box(values: Any) -> Bounds:
+    if isinstance(values, shapely.Geometry):
+        values = values.bounds
     try:
         left, bottom, right, top = (float(value) for value in values)
     except (TypeError, ValueError):

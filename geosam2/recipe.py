@@ -13,6 +13,15 @@ from geosam2.errors import PromptError
 Layer = Literal["flat", "parts"]
 
 
+def _are_sides(points: Any) -> bool:
+    """
+    >>> _are_sides((32, 16, 4)), _are_sides(8), _are_sides((4.5,)), _are_sides((0, 0))
+    (True, False, False, False)
+    """
+    whole = isinstance(points, tuple | list) and all(isinstance(n, int) and n >= 0 for n in points)
+    return whole and 1 <= len(points) <= 3 and max(points) > 0
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to find everything; `recipe_for` gives the defaults that suit a model.
@@ -86,10 +95,10 @@ class Recipe:
                 f"stability_offset={self.stability_offset}: must be above 0; "
                 f"gap_logit={self.gap_logit}: at least 0"
             )
-        if not 1 <= len(self.points) <= 3 or min(self.points) < 0 or max(self.points) < 1:
+        if not _are_sides(self.points):
             raise PromptError(
-                f"points is {self.points}; give 1 to 3 numbers >= 0 (points per side of the frame, "
-                "of its 4 zoomed regions, of its 16 regions), not all 0"
+                f"points is {self.points}; give 1 to 3 whole numbers (points per side of the "
+                "frame, of its 4 zoomed regions, of its 16 regions), not all 0"
             )
         if self.layer not in ("flat", "parts"):
             raise PromptError(f"layer is {self.layer!r}; choose 'flat' or 'parts'")

@@ -316,7 +316,10 @@ def test_a_scene_without_objects_or_data_gives_an_empty_table(everything, tmp_pa
     [
         ({"min_iuo": 0.5}, PromptError, "unknown option min_iuo; choose from"),
         ({"overlap": 80}, LevelError, "multiples of 16"),
-        ({"block": 0}, PromptError, "at least 1 frame"),
+        ({"block": 0}, PromptError, "a whole number of frames"),
+        ({"block": 1.5}, PromptError, "a whole number of frames"),
+        ({"points": 4}, PromptError, "1 to 3 whole numbers"),
+        ({"roi": (0, 0, 1, 1)}, PromptError, "tuple; give a polygon"),
         ({"workers": -1}, PromptError, "0 works in this process"),
         ({"model": 3}, PromptError, "give a name, a path, a model"),
         ({"roi": shapely.Point(500001, 4599990)}, PromptError, "without an area"),

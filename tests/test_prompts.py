@@ -100,6 +100,22 @@ def test_only_points_on_the_frame_are_said():
     assert FramePrompt.of(prompt, frame()).labels == (1,)
 
 
+def test_boxes_may_be_polygons_and_layers_keep_their_own_crs() -> None:
+    left, right = shapely.box(0, 0, 2, 1), shapely.Point(5, 5).buffer(1)
+    assert [p.box for p in as_prompts(boxes=[left, right])] == [(0, 0, 2, 1), (4, 4, 6, 6)]
+    boxes = geopandas.GeoSeries([left], crs=32633)
+    masks = geopandas.GeoSeries([right], crs=3857)
+    found = as_prompts(boxes=boxes, masks=masks)
+    assert [p.crs.to_epsg() for p in found] == [32633, 3857]
+    assert as_prompts(boxes=left)[0].box == (0, 0, 2, 1)
+
+
+def test_a_drawn_outline_may_cross_itself() -> None:
+    eight = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+    (prompt,) = as_prompts(masks=eight)
+    assert prompt.mask.area == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize(
     ("make", "remedy"),
     [
