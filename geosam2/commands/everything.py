@@ -62,7 +62,11 @@ if TYPE_CHECKING:
     type=click.Path(exists=True),
     help="Vector file with a few examples: the most similar objects come first.",
 )
-@click.option("--prompts", type=click.Path(exists=True), help="Points or boxes: one polygon each.")
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True),
+    help="Vector file of points or boxes, or a CSV file of points: one polygon each.",
+)
 @click.option("--workers", type=int, default=0, help="Processes; 0 = work in this one.")
 @click.option("--scheduler", help="Address of a dask scheduler, tcp://host:port.")
 @click.option("--block", type=int, default=8, show_default=True, help="Frames along a block.")

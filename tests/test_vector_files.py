@@ -1,0 +1,49 @@
+"""Vector files that people give, and tables of coordinates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import geopandas
+import pytest
+import shapely
+from geopandas.testing import assert_geodataframe_equal
+
+from geosam2.errors import SourceError
+from geosam2.vector_files import read_vector
+
+
+@pytest.mark.parametrize(
+    ("columns", "epsg"),
+    [("Longitude,Latitude", 4326), ("lon,lat", 4326), ("x,y", None), ("Easting,NORTHING", None)],
+)
+def test_a_table_of_coordinates_is_a_layer_of_points(
+    tmp_path: Path, columns: str, epsg: int | None
+) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(f"name,{columns}\nmill,85.5,27.25\nford,86,28\n")
+    layer = read_vector(path)
+    assert layer.geometry.tolist() == [shapely.Point(85.5, 27.25), shapely.Point(86, 28)]
+    assert layer["name"].tolist() == ["mill", "ford"]
+    assert (layer.crs and layer.crs.to_epsg()) == epsg
+
+
+def test_a_layer_is_what_geopandas_reads(tmp_path: Path) -> None:
+    layer = geopandas.GeoDataFrame({"lon": [7]}, geometry=[shapely.box(0, 0, 1, 1)], crs=32633)
+    layer.to_file(tmp_path / "a.gpkg")
+    assert_geodataframe_equal(read_vector(tmp_path / "a.gpkg"), layer, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "name,area\nfield,3\n", "a table without geometry"),
+        ("a.gpkg", "no database", "cannot be read as a vector file"),
+    ],
+)
+def test_what_is_no_layer_is_refused(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SourceError, match=says):
+        read_vector(tmp_path / name)
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_vector(tmp_path / "missing.gpkg")
