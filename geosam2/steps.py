@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,7 @@ from geosam2.part_table import (
     write_settled,
 )
 from geosam2.parts import Box, FrameKey, Layout, Part
+from geosam2.quality import straight_edge
 from geosam2.recipe import Recipe
 from geosam2.settling import (
     Borders,
@@ -399,10 +401,45 @@ def _cut(job: Job, o: Object, looked_at: Callable[[FrameKey], bool]) -> bool:
 
     Where frames share half of their pixels, another one has its middle where this one ends.
     """
-    if o.closed > OPEN or 2 * job.layout.stride > job.grid.frame_size:
+    if o.closed > OPEN or not _half_shared(job):
         return False
     row, col, _ = o.name
     return all(map(looked_at, [(row - 1, col), (row, col - 1), (row, col + 1), (row + 1, col)]))
+
+
+STRAIGHT = 0.2  # nor is a thing what has so much of its outline along borders of frames
+
+
+def _cut_straight(row: dict[str, Any], job: Job) -> bool:
+    """True for what ends in straight lines along borders of frames.
+
+    As a rule that is plain ground, water above all, which some frames take for a thing and others
+    do not.
+    """
+    if not row["open_edges"] or not _half_shared(job):
+        return False
+    seams = shapely.MultiLineString(list(_seams_under(row["geometry"], job)))
+    shapes = np.array([row["geometry"]])
+    return straight_edge(shapes, seams, job.grid.level.cell_size) > STRAIGHT
+
+
+def _seams_under(shape: BaseGeometry, job: Job) -> Iterator[BaseGeometry]:
+    """The sides of the frames on a shape that another frame was looked at behind."""
+    looked_at = functools.cache(functools.partial(_looked_at, job))
+    for index in job.grid.crossing(shape):
+        corners = shapely.get_coordinates(shapely.box(*job.grid.bounds(index), ccw=False))
+        for (down, right), ends in zip(_CLOCKWISE, pairwise(corners), strict=True):
+            behind = (index.row + down, index.col + right)
+            if job.blocks.exists(behind) and looked_at(behind):
+                yield shapely.LineString(ends)
+
+
+_CLOCKWISE = ((0, -1), (-1, 0), (0, 1), (1, 0))
+"""(down, right) to the neighbours behind the sides of a box: west, north, east, south."""
+
+
+def _half_shared(job: Job) -> bool:
+    return 2 * job.layout.stride <= job.grid.frame_size
 
 
 def _looked_at(job: Job, frame: FrameKey) -> bool:
@@ -474,6 +511,8 @@ def _finished(row: dict[str, Any], job: Job) -> dict[str, Any] | None:
     if not recipe.min_area_m2 <= area <= recipe.max_area_m2:
         return None
     if not _mostly_in(job.area or shapely.box(*job.scene.bounds), shape):
+        return None
+    if _cut_straight({**row, "geometry": shape}, job):
         return None
     return {**row, "geometry": shape, "area_m2": math.nan if crs is None else area}
 

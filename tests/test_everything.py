@@ -28,9 +28,10 @@ from geosam2.parts import crop_part
 from geosam2.scene import open_scene
 from geosam2.settling import Object
 from geosam2.similar import find_similar
-from geosam2.steps import _wanted
+from geosam2.steps import _cut_straight, _wanted
 from geosam2.testing import write_geotiff
 from geosam2.testing.oracle import ColourOracle, colour_scene
+from geosam2.tiling import FrameIndex
 
 CHOICES = {
     "model": ColourOracle(),
@@ -110,6 +111,27 @@ def test_what_one_frame_saw_cut_by_its_border_is_dropped(scene, tmp_path, overla
         pass
     names = {name for table in tables(job) for name in table["name"]}
     assert ("{}_{}_{}".format(*frame, rank) in names) == stays
+
+
+def test_what_ends_in_straight_lines_along_frames_is_no_thing(scene, tmp_path):
+    choices = CHOICES | {"judge": False}
+    job = plan(scene[0], tmp_path, block=2, **choices | {"overlap": 64})
+    first = job.grid.first
+    left, bottom, right, top = job.grid.bounds(FrameIndex(first.row + 1, first.col + 1))
+    water = shapely.box(left, bottom, right, top)
+    cut = {"geometry": water, "open_edges": 3}
+    assert not _cut_straight(cut, job)  # no frame was looked at: a later run may go on there
+    for block in job.blocks.in_order():
+        job.path("find", block).parent.mkdir(exist_ok=True)
+        job.path("find", block).touch()
+    assert _cut_straight(cut, job)
+    assert not _cut_straight(cut | {"open_edges": 0}, job)  # it ends where the water ends
+    elsewhere = shapely.transform(water, lambda xy: xy + 2.5)
+    assert not _cut_straight(cut | {"geometry": elsewhere}, job)
+    left, bottom, _, top = job.grid.bounds(first)
+    edge = shapely.box(left, bottom + 7, left + 10, top - 7)  # behind it there are no frames
+    assert not _cut_straight(cut | {"geometry": edge}, job)
+    assert not _cut_straight(cut, plan(scene[0], tmp_path, block=2, **choices))
 
 
 def test_frames_that_share_half_lose_no_object(scene):
