@@ -90,7 +90,7 @@ class PromptJob(Asking):
     def grid(self, level: int) -> FrameGrid:
         """The frames of a level."""
         return FrameGrid.of(
-            self.scene, self.scene.at(level), frame_size=self.size, overlap=self.overlap
+            self.scene, self.scene.level(level), frame_size=self.size, overlap=self.overlap
         )
 
     def path(self, kind: str, batch: Batch) -> Path:
@@ -292,7 +292,7 @@ def _by_level(asked: _Asked, scene: Scene, level: int, size: int) -> Iterator[tu
     left, bottom, right, top = asked.boxes.T
     longest = np.maximum(right - left, top - bottom)
     numbers = range(level, len(scene.levels))
-    cells = np.array([scene.at(number).cell_size for number in numbers])
+    cells = np.array([scene.level(number).cell_size for number in numbers])
     fits = longest[:, None] <= _INSIDE * size * cells[None, :]
     chosen = np.where(fits.any(1), fits.argmax(1), len(cells) - 1)
     for number in np.unique(chosen):

@@ -414,15 +414,7 @@ def level_from(scene: Scene, level: Any = "auto", gsd: float | None = None) -> A
         return level_for(scene, gsd=gsd)
     if level in (None, "auto"):
         return "auto"
-    for one in (*scene.levels, *scene.enlarged_levels):
-        if level == one or str(level) in (one.label, str(one.index)):
-            return one
-    names = [f"{one.index} ({one.label})" for one in scene.levels]
-    larger = [one.label for one in reversed(scene.enlarged_levels)]
-    raise LevelError(
-        f"there is no level {level!r}: there are {', '.join(names)}, and {', '.join(larger)} with "
-        "enlarged pixels"
-    )
+    return scene.level(level)
 
 
 def one_level(

@@ -79,7 +79,7 @@ class Panning:
         scene: Where pixels come from, or a `FrameEncoder` that has its own cache.
         model: The network, in eval mode; ignored with a `FrameEncoder`.
         prompt: What to follow, in any CRS.
-        level: Level of the scene, or its number.
+        level: Level of the scene, its number or label.
         overlap: Pixels that neighbouring frames share.
         options: How to follow.
 
@@ -93,7 +93,7 @@ class Panning:
         model: SAM2 | None,
         prompt: Prompt,
         *,
-        level: Level | int = 0,
+        level: Level | int | str = 0,
         overlap: int | None = None,
         options: PanOptions | None = None,
     ) -> None:
@@ -561,7 +561,7 @@ class Panning:
             encoder,
             None,
             prompts[0],
-            level=encoder.scene.at(about["level"]),
+            level=encoder.scene.level(about["level"]),
             overlap=about["overlap"],
             options=PanOptions.from_json(about["options"]),
         )
@@ -611,7 +611,7 @@ def pan(
     model: SAM2 | None,
     prompt: Prompt,
     *,
-    level: Level | int = 0,
+    level: Level | int | str = 0,
     overlap: int | None = None,
     **options: Any,
 ) -> Iterator[Step]:
@@ -623,7 +623,7 @@ def pan(
         scene: Where pixels come from.
         model: The network, in eval mode.
         prompt: A click, box or mask in any CRS.
-        level: Level of the scene, or its number; 0 is native.
+        level: Level of the scene, its number (0 is native) or label.
         overlap: Pixels that neighbouring frames share; default a quarter of a frame.
         **options: Fields of `PanOptions`: max_frames, use_memory, use_known, positions, gate.
 

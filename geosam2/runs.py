@@ -106,7 +106,7 @@ class PromptedRun:
         resume: bool = False,
     ) -> None:
         self.segmenter, self.task, self.folder = segmenter, task, folder
-        self._level = task.level if task.level == "auto" else segmenter.scene.at(task.level)
+        self._level = task.level if task.level == "auto" else segmenter.scene.level(task.level)
         self.resumed = resume
         self.rows: dict[int, dict[str, Any]] = {}
         self.unread: dict[int, str] = {}

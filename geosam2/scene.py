@@ -198,25 +198,24 @@ class Scene:
 
     # -- where
 
-    def level(self, which: Level | int) -> Level:
-        """A level by number, or one of `levels` (or these `enlarged`) as it is.
+    def level(self, which: Level | int | str) -> Level:
+        """A level by number (below 0: enlarged pixels), by label, or one of the scene's as it is.
 
         Raises:
             LevelError: If the scene has no such level.
         """
+        known = (*self.levels, *self.enlarged_levels)
+        for one in known:
+            if which == one or str(which) in (one.label, str(one.index)):
+                return one
         if isinstance(which, Level):
-            if which not in (*self.levels, *self.enlarged_levels):
-                raise LevelError(f"level {which.label} belongs to another scene than {self.name}")
-            return which
-        if not 0 <= which < len(self.levels):
-            raise LevelError(
-                f"{self.name} has levels 0 to {len(self.levels) - 1}, there is no {which}"
-            )
-        return self.levels[which]
-
-    def at(self, index: int) -> Level:
-        """The level that says of itself that it has this index; below 0 enlarged ones."""
-        return self.level(index) if index >= 0 else enlarged(self.levels[0], 2**-index)
+            raise LevelError(f"level {which.label} belongs to another scene than {self.name}")
+        names = ", ".join(f"{one.index} ({one.label})" for one in self.levels)
+        larger = ", ".join(one.label for one in reversed(self.enlarged_levels))
+        raise LevelError(
+            f"there is no level {which!r}: {self.name} has {names}, and {larger} with enlarged "
+            "pixels"
+        )
 
     @cached_property
     def enlarged_levels(self) -> tuple[Level, ...]:

@@ -13,7 +13,7 @@ import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +193,7 @@ class Segmenter:
         """Pixels that neighbouring frames share."""
         return round(self.frame_size * self.preset.overlap / 16) * 16
 
-    def grid(self, level: Level | int = 0) -> FrameGrid:
+    def grid(self, level: Level | int | str = 0) -> FrameGrid:
         """Frames of a level."""
         return FrameGrid.of(self.scene, level, frame_size=self.frame_size, overlap=self.overlap)
 
@@ -203,14 +203,14 @@ class Segmenter:
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
-        level: Level | int | Literal["auto"] = 0,
+        level: Level | int | str = 0,
     ) -> list[FrameMask]:
         """The best mask of each prompt on one frame.
 
         Args:
             prompts: In any CRS. Objects that share a frame are decoded together.
-            level: Level, its number, or "auto": the zoom, finer than native if need be, whose mask
-                the others agree with best; see `geosam2.zoom`.
+            level: Level, its number or label, or "auto": the zoom, finer than native if need be,
+                whose mask the others agree with best; see `geosam2.zoom`.
 
         Raises:
             PromptError: If a prompt is outside, on nodata or otherwise unusable.
@@ -223,9 +223,7 @@ class Segmenter:
             return [found[0] for found in self._zoomed(located)]
         return [found[0] for found in self._looks(located, self.scene.level(level))]
 
-    def alternatives(
-        self, prompt: Prompt, *, level: Level | int | Literal["auto"] = 0
-    ) -> list[FrameMask]:
+    def alternatives(self, prompt: Prompt, *, level: Level | int | str = 0) -> list[FrameMask]:
         """Up to three masks of an ambiguous click, best first.
 
         At a level: the network's three candidates; one if the prompt is not ambiguous. "auto":
@@ -237,7 +235,7 @@ class Segmenter:
             return self._zoomed(located)[0]
         return self._looks(located, self.scene.level(level))[0]
 
-    def sketch(self, prompt: Prompt, *, level: Level | int | Literal["auto"] = 0) -> FrameMask:
+    def sketch(self, prompt: Prompt, *, level: Level | int | str = 0) -> FrameMask:
         """A first answer to a prompt, to be shown until `alternatives` has the better one.
 
         It takes a single decoding: the network does not see its own mask again, and "auto" looks
@@ -372,7 +370,7 @@ class Segmenter:
         self,
         prompt: Prompt,
         *,
-        level: Level | int | Literal["auto"] = "auto",
+        level: Level | int | str = "auto",
         options: PanOptions | None = None,
     ) -> Panning:
         """A run that follows one object: iterate over it; `Panning` tells how to pause it."""
@@ -384,7 +382,7 @@ class Segmenter:
         )
 
     def refinements(
-        self, masklet: Masklet, *, finest: Level | int = 0, max_frames: int = 50
+        self, masklet: Masklet, *, finest: Level | int | str = 0, max_frames: int = 50
     ) -> Iterator[Refining]:
         """Runs that bring an object to the finest level, one after the other; iterate over each.
 
@@ -405,7 +403,7 @@ class Segmenter:
         self,
         prompts: Sequence[Prompt],
         *,
-        level: Level | int | Literal["auto"] = "auto",
+        level: Level | int | str = "auto",
         options: PanOptions | None = None,
         refine: bool | None = None,
         on_step: Callable[[Prompt, Step], None] | None = None,
@@ -434,9 +432,7 @@ class Segmenter:
                 masklet = self._refined(masklet, options, on_step)
             yield masklet
 
-    def follows_at(
-        self, mask: FrameMask, level: Level | int | Literal["auto"] = "auto"
-    ) -> Level | None:
+    def follows_at(self, mask: FrameMask, level: Level | int | str = "auto") -> Level | None:
         """The level at which an object is followed; None if its first mask is all of it.
 
         At a level that was asked for, one decoding in one frame may have stopped short of the
@@ -471,7 +467,7 @@ class Segmenter:
         self,
         prompts: Sequence[Prompt],
         *,
-        level: Level | int | Literal["auto"] = "auto",
+        level: Level | int | str = "auto",
         options: PanOptions | None = None,
         refine: bool | None = None,
         **geometry: Any,

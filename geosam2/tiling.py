@@ -69,7 +69,12 @@ class FrameGrid:
 
     @classmethod
     def of(
-        cls, scene: Scene, level: Level | int = 0, *, frame_size: int = 512, overlap: int = 128
+        cls,
+        scene: Scene,
+        level: Level | int | str = 0,
+        *,
+        frame_size: int = 512,
+        overlap: int = 128,
     ) -> FrameGrid:
         """Frames that cover a scene's working area at a level (or at a level's number)."""
         level = scene.level(level)

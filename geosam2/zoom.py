@@ -114,7 +114,7 @@ def followed_at(scene: Scene, look: Look) -> Level:
     level = look.level
     width = widest(look.logits > 0) * MASK_STEP
     while level.index < 0 and width / 2 >= NARROW:
-        level, width = scene.at(level.index + 1), width / 2
+        level, width = scene.level(level.index + 1), width / 2
     return level
 
 

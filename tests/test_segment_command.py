@@ -204,7 +204,7 @@ def test_a_killed_run_leaves_no_half_file_and_resumes(scene, tmp_path):
         (["-p", "41.545,15.005"], 1, "longitude"),
         (["-p", "nan,1"], 1, "not finite"),
         (["-p", "500010,4599990", "--crs", "EPSG:0"], 1, "use for example 'EPSG:4326'"),
-        (["-p", "500010,4599990", "--level", "z3"], 1, "there are 0 (native)"),
+        (["-p", "500010,4599990", "--level", "z3"], 1, "has 0 (native)"),
         (["--prompts", "nothing.geojson"], 1, "not a readable GeoJSON"),
         (["--resume", "-o", "nothing.gpkg"], 1, "start it without --resume"),
         (["-p", "500010,4599990", "-o", "no/such/folder/x.gpkg"], 1, "there is no folder"),
