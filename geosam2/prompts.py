@@ -7,6 +7,7 @@ and its prompt encoder adds the half pixel back, so half a pixel is taken off he
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import numbers
@@ -235,12 +236,17 @@ def as_prompts(
     return [replace(prompt, object_id=n) for n, prompt in enumerate(found, start=1)]
 
 
-def read_prompts(path: str | Path, *, crs: Any = None) -> list[Prompt]:
+def read_prompts(path: str | Path, *, crs: Any = None, pixels: bool = False) -> list[Prompt]:
     """Prompts from a GeoJSON file (or `-`-free text starting with `{`).
 
     A Point is a click (property `label` 0 = background), a MultiPoint several clicks, a Polygon a
     drawn mask, or a box with `"kind": "box"`. Features with the same property `object` are one
     object; without it each feature is its own.
+
+    Args:
+        path: File, or text.
+        crs: CRS of the coordinates; None = as the file says, else longitude and latitude.
+        pixels: They are for a scene without CRS: a file that does not say its CRS holds pixels.
 
     Raises:
         PromptError: If the file is no GeoJSON or a feature cannot be used.
@@ -257,7 +263,9 @@ def read_prompts(path: str | Path, *, crs: Any = None) -> list[Prompt]:
     features = stored.get("features") if kind == "FeatureCollection" else [stored]
     if not isinstance(features, list) or not all(isinstance(one, dict) for one in features):
         raise PromptError(f"prompts {name[:80]}: want a list of GeoJSON features in `features`")
-    return _merge_features(features, crs if crs is not None else _own_crs(stored) or "EPSG:4326")
+    if crs is None:
+        crs = _own_crs(stored) or (None if pixels else "EPSG:4326")
+    return _merge_features(features, crs)
 
 
 def _own_crs(stored: dict[str, Any]) -> str | None:
@@ -650,9 +658,10 @@ def _merge_features(features: Sequence[dict[str, Any]], crs: Any) -> list[Prompt
         _add_feature(entry, feature, properties, number)
     if not merged:
         raise PromptError("the prompts file has no feature: put at least one point in it")
+    free = (n for n in itertools.count(1) if n not in merged)
     return [
-        Prompt(crs=crs, object_id=key if isinstance(key, int) else n, **entry)
-        for n, (key, entry) in enumerate(merged.items(), start=1)
+        Prompt(crs=crs, object_id=key if isinstance(key, int) else next(free), **entry)
+        for key, entry in merged.items()
     ]
 
 

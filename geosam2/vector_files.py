@@ -13,13 +13,26 @@ if TYPE_CHECKING:
 _DEGREES = {"lon": "lat", "long": "lat", "longitude": "latitude"}
 _MAP_UNITS = {"x": "y", "easting": "northing"}
 """Columns of a table that hold coordinates, in whatever case."""
+_COLUMNS = {
+    "X_POSSIBLE_NAMES": ",".join(_DEGREES | _MAP_UNITS),
+    "Y_POSSIBLE_NAMES": ",".join((_DEGREES | _MAP_UNITS).values()),
+    "AUTODETECT_TYPE": "YES",
+}
+"""The same as options of GDAL's driver of CSV."""
+GEOJSON = (".geojson", ".json", ".geojsonl", ".geojsons", ".ndjson")
+"""Suffixes of GeoJSON and of GeoJSON a line a feature."""
 
 
-def read_vector(path: str | Path) -> geopandas.GeoDataFrame:
+def read_vector(path: str | Path, *, pixels: bool = False) -> geopandas.GeoDataFrame:
     """The first layer of a vector file; or the points of a CSV file.
 
     A CSV file has columns lon and lat (or longitude and latitude, in WGS 84), or x and y (or
     easting and northing, in the CRS of whatever they are used with).
+
+    Args:
+        path: Whatever GDAL reads, or GeoParquet.
+        pixels: It is for a scene without CRS: GeoJSON, which cannot say that it has none, then
+            holds pixel coordinates.
 
     Raises:
         SourceError: If it cannot be read, or has no geometry.
@@ -29,11 +42,16 @@ def read_vector(path: str | Path) -> geopandas.GeoDataFrame:
     ...     read_vector("pyproject.toml")
     """
     import geopandas
+    from pyarrow import ArrowException
     from pyogrio.errors import DataLayerError, DataSourceError
 
+    kind = Path(path).suffix.lower()
     try:
-        layer = geopandas.read_file(path, **_how(path))
-    except (DataSourceError, DataLayerError, ValueError) as error:
+        if kind in (".parquet", ".geoparquet"):
+            layer = geopandas.read_parquet(path)
+        else:
+            layer = geopandas.read_file(path, **(_COLUMNS if kind == ".csv" else {}))
+    except (DataSourceError, DataLayerError, ArrowException, OSError, ValueError) as error:
         raise SourceError(
             f"{path} cannot be read as a vector file ({error}); give a GeoPackage, a GeoJSON file "
             "or a Shapefile"
@@ -43,22 +61,8 @@ def read_vector(path: str | Path) -> geopandas.GeoDataFrame:
             f"{path} is a table without geometry; give a GeoPackage or a GeoJSON file, or a CSV "
             "file with columns lon and lat, or x and y"
         )
-    if layer.crs is None and _is_csv(path) and _DEGREES.keys() & {c.lower() for c in layer}:
+    if kind == ".csv" and _DEGREES.keys() & {column.lower() for column in layer}:
         return layer.set_crs(4326)
+    if pixels and kind in GEOJSON:
+        return layer.set_crs(None, allow_override=True)
     return layer
-
-
-def _is_csv(path: str | Path) -> bool:
-    return Path(path).suffix.lower() == ".csv"
-
-
-def _how(path: str | Path) -> dict[str, str]:
-    """Options of GDAL's driver of CSV."""
-    if not _is_csv(path):
-        return {}
-    both = _DEGREES | _MAP_UNITS
-    return {
-        "X_POSSIBLE_NAMES": ",".join(both),
-        "Y_POSSIBLE_NAMES": ",".join(dict.fromkeys(both.values())),
-        "AUTODETECT_TYPE": "YES",
-    }

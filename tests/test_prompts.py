@@ -237,6 +237,24 @@ def test_a_prompts_file_groups_features_by_object(tmp_path):
     assert all(prompt.crs == CRS(4326) for prompt in found)
 
 
+def test_objects_without_a_number_get_one_that_is_free() -> None:
+    point = {"type": "Point", "coordinates": [7, 8]}
+    features = [
+        {"type": "Feature", "properties": said, "geometry": point}
+        for said in ({"object": 2}, {}, {"object": "mill"}, {"object": 1})
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    assert [p.object_id for p in read_prompts(text)] == [2, 3, 4, 1]
+
+
+def test_a_file_for_a_scene_without_crs_holds_pixels() -> None:
+    feature = {"type": "Feature", "properties": {}, "geometry": None}
+    feature["geometry"] = {"type": "Point", "coordinates": [7, -8]}
+    assert read_prompts(json.dumps(feature))[0].crs.to_epsg() == 4326
+    assert read_prompts(json.dumps(feature), pixels=True)[0].crs is None
+    assert read_prompts(json.dumps(feature), pixels=True, crs=32633)[0].crs.to_epsg() == 32633
+
+
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [

@@ -9,7 +9,8 @@ import pytest
 import shapely
 from geopandas.testing import assert_geodataframe_equal
 
-from geosam2.errors import SourceError
+from geosam2.errors import ExportWarning, SourceError
+from geosam2.export import write
 from geosam2.vector_files import read_vector
 
 
@@ -28,10 +29,22 @@ def test_a_table_of_coordinates_is_a_layer_of_points(
     assert (layer.crs and layer.crs.to_epsg()) == epsg
 
 
-def test_a_layer_is_what_geopandas_reads(tmp_path: Path) -> None:
+def test_a_layer_is_what_geopandas_wrote(tmp_path: Path) -> None:
     layer = geopandas.GeoDataFrame({"lon": [7]}, geometry=[shapely.box(0, 0, 1, 1)], crs=32633)
     layer.to_file(tmp_path / "a.gpkg")
-    assert_geodataframe_equal(read_vector(tmp_path / "a.gpkg"), layer, check_dtype=False)
+    layer.to_parquet(tmp_path / "a.parquet")
+    for name in ("a.gpkg", "a.parquet"):
+        assert_geodataframe_equal(read_vector(tmp_path / name), layer, check_dtype=False)
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_geojson_for_a_scene_without_crs_holds_pixels(tmp_path: Path, pixels: bool) -> None:
+    layer = geopandas.GeoDataFrame({"n": [7]}, geometry=[shapely.box(0, -9, 9, 0)], crs=None)
+    with pytest.warns(ExportWarning, match="pixel"):
+        write(layer, tmp_path / "a.geojson")
+    found = read_vector(tmp_path / "a.geojson", pixels=pixels)
+    assert (found.crs is None) == pixels
+    assert found.geometry[0].equals(layer.geometry[0])
 
 
 @pytest.mark.parametrize(
@@ -39,11 +52,13 @@ def test_a_layer_is_what_geopandas_reads(tmp_path: Path) -> None:
     [
         ("a.csv", "name,area\nfield,3\n", "a table without geometry"),
         ("a.gpkg", "no database", "cannot be read as a vector file"),
+        ("a.parquet", "no table", "cannot be read as a vector file"),
     ],
 )
 def test_what_is_no_layer_is_refused(tmp_path: Path, name: str, content: str, says: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(SourceError, match=says):
         read_vector(tmp_path / name)
-    with pytest.raises(SourceError, match="cannot be read"):
-        read_vector(tmp_path / "missing.gpkg")
+    for missing in ("missing.gpkg", "missing.parquet"):
+        with pytest.raises(SourceError, match="cannot be read"):
+            read_vector(tmp_path / missing)

@@ -159,7 +159,7 @@ def command(
             folder,
             model=model,
             level=chosen,
-            roi=None if roi is None else read_vector(roi),
+            roi=None if roi is None else read_vector(roi, pixels=scene.crs is None),
             block=block,
             judge=not no_judge,
             min_area_m2=min_area,
@@ -171,7 +171,7 @@ def command(
             _tell(job, workers)
             return
         assert output is not None
-        examples = None if similar_to is None else read_vector(similar_to)
+        examples = similar_to and read_vector(similar_to, pixels=scene.crs is None)
         with _resumable(job):
             _run(job, workers, scheduler, resume)
         _finish(job, output, examples, keep, overwrite)
@@ -301,8 +301,9 @@ def _prompted(
     from geosam2.bulk import segment_prompts
     from geosam2.vector_files import read_vector
 
+    prompts = read_vector(path, pixels=scene.crs is None)
     with _bar("prompt") as advance:
-        found = segment_prompts(scene, read_vector(path), folder=folder, progress=advance, **how)
+        found = segment_prompts(scene, prompts, folder=folder, progress=advance, **how)
     export.write(found, output, overwrite=overwrite)
     if not is_quiet():
         click.echo(f"{output}: {len(found)} objects", err=True)

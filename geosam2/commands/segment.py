@@ -215,7 +215,7 @@ def _task(asked: _Asked, segmenter: Segmenter) -> Task:
 
     level = level_from(segmenter.scene, asked.level, asked.gsd)
     return Task(
-        tuple(_prompts(asked)),
+        tuple(_prompts(asked, pixels=segmenter.scene.crs is None)),
         level if level == "auto" else level.index,
         PanOptions(max_frames=asked.max_frames),
         asked.refine,
@@ -233,7 +233,7 @@ def _geometry(asked: _Asked) -> dict[str, Any]:
     }
 
 
-def _prompts(asked: _Asked) -> list[Prompt]:
+def _prompts(asked: _Asked, *, pixels: bool) -> list[Prompt]:
     """All points together are one object; each box and each feature is another."""
     from geosam2.prompts import Prompt, read_prompts
 
@@ -247,7 +247,8 @@ def _prompts(asked: _Asked) -> list[Prompt]:
         found.append(Prompt(box=(left, bottom, right, top), crs=asked.crs))
     numbered = [replace(one, object_id=n) for n, one in enumerate(found, start=1)]
     if asked.prompts:
-        numbered += read_prompts(asked.prompts, crs=asked.crs)
+        stored = read_prompts(asked.prompts, crs=asked.crs, pixels=pixels)
+        numbered += _after(len(numbered), stored)
     return _numbered_on(numbered, asked) if asked.append and asked.output != "-" else numbered
 
 
@@ -258,7 +259,12 @@ def _numbered_on(prompts: list[Prompt], asked: _Asked) -> list[Prompt]:
     taken = ids_in(Path(asked.output))
     if not taken & {prompt.object_id for prompt in prompts}:
         return prompts
-    return [replace(one, object_id=one.object_id + max(taken)) for one in prompts]
+    return _after(max(taken), prompts)
+
+
+def _after(last: int, prompts: list[Prompt]) -> list[Prompt]:
+    """The same with numbers that begin behind another one."""
+    return [replace(one, object_id=one.object_id + last) for one in prompts]
 
 
 def _numbers(text: str, counts: tuple[int, ...], usage: str) -> list[float]:
