@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geosam2_model.config import ModelConfig
-from geosam2_model.ops import LayerNorm2d
+from geosam2_model.ops import LayerNorm2d, by_rows
 
 
 class MaskDownsampler(nn.Module):
@@ -41,9 +41,13 @@ class ConvNextBlock(nn.Module):
         self.gamma = nn.Parameter(1e-6 * self.norm.weight.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # N, H, W, C
-        y = self.pwconv2(F.gelu(self.pwconv1(y)))
-        return cast(Tensor, x + (self.gamma * y).permute(0, 3, 1, 2))
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # N, H, W, C
+        y = by_rows(self._mlp, y.flatten(1, 2)).view(y.shape)
+        return x + y.permute(0, 3, 1, 2)
+
+    def _mlp(self, tokens: Tensor) -> Tensor:
+        hidden = F.gelu(self.pwconv1(self.norm(tokens)))
+        return cast(Tensor, self.gamma * self.pwconv2(hidden))
 
 
 class Fuser(nn.Module):

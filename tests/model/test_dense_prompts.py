@@ -12,6 +12,7 @@ from geosam2_model import sam2
 from geosam2_model.config import VARIANTS
 from geosam2_model.dense_prompts import MAP_COUNT, ImageSide
 from geosam2_model.mask_decoder import Attention
+from geosam2_model.memory_encoder import ConvNextBlock
 from geosam2_model.ops import LastUsed
 from geosam2_model.prompt_encoder import Prompts
 from geosam2_model.sam2 import SAM2, ImageFeatures
@@ -67,6 +68,16 @@ def test_maps_that_are_numbers_enter_as_whole_maps_would(
     whole = torch.stack([torch.as_tensor(x).expand(1, 16, 24) for x in maps], dim=1)
     plain = (dense.enter(whole) + dense.image[0](features.trunk[0])).relu()  # type: ignore[index]
     torch.testing.assert_close(dense._enter(maps, image, prompts), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_in_strips_of_tokens_is_the_block() -> None:
+    torch.manual_seed(1)
+    block = ConvNextBlock(8)
+    torch.nn.init.ones_(block.gamma)
+    x = torch.randn(2, 8, 40, 48)  # more tokens than one strip
+    whole = block(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), whole)
 
 
 @torch.no_grad()
