@@ -26,7 +26,7 @@ FROZEN: dict[str, tuple[str, ...]] = {
     "trunk": (),
     "encoder": (
         "image_encoder.",
-        *(f"dense_prompts.{part}" for part in ("laterals", "lower", "norms", "smooth", "mix")),
+        *(f"dense_prompts.{part}" for part in ("laterals", "lower", "norms", "smooth")),
     ),
     "nothing": (),
 }
