@@ -27,6 +27,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from geosam2.errors import PromptError
 from geosam2.levels import whole_turn
+from geosam2.vector_files import GEOJSON, read_vector
 
 if TYPE_CHECKING:
     from geosam2_model import Prompts
@@ -237,35 +238,46 @@ def as_prompts(
 
 
 def read_prompts(path: str | Path, *, crs: Any = None, pixels: bool = False) -> list[Prompt]:
-    """Prompts from a GeoJSON file (or `-`-free text starting with `{`).
+    """Prompts from a vector file, or from GeoJSON as text, which starts with `{`.
 
     A Point is a click (property `label` 0 = background), a MultiPoint several clicks, a Polygon a
     drawn mask, or a box with `"kind": "box"`. Features with the same property `object` are one
     object; without it each feature is its own.
 
     Args:
-        path: File, or text.
-        crs: CRS of the coordinates; None = as the file says, else longitude and latitude.
+        path: GeoJSON or another file that `read_vector` reads, or text.
+        crs: CRS of the coordinates; None = as the file says, else longitude and latitude for
+            GeoJSON and the scene's for others.
         pixels: They are for a scene without CRS: a file that does not say its CRS holds pixels.
 
     Raises:
-        PromptError: If the file is no GeoJSON or a feature cannot be used.
+        PromptError: If it is no GeoJSON or a feature cannot be used.
+        SourceError: If another file cannot be read.
     """
-    name = str(path)
-    try:
-        text = name if name.lstrip().startswith("{") else Path(path).read_text("utf-8")
-        stored = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise PromptError(f"prompts {name[:80]}: not a readable GeoJSON file ({error})") from error
+    stored, crs = _stored(str(path), crs, pixels)
+    name = str(path)[:80]
     kind = stored.get("type") if isinstance(stored, dict) else None
     if kind not in ("FeatureCollection", "Feature"):
-        raise PromptError(f"prompts {name[:80]}: want a FeatureCollection or a Feature, not {kind}")
+        raise PromptError(f"prompts {name}: want a FeatureCollection or a Feature, not {kind}")
     features = stored.get("features") if kind == "FeatureCollection" else [stored]
     if not isinstance(features, list) or not all(isinstance(one, dict) for one in features):
-        raise PromptError(f"prompts {name[:80]}: want a list of GeoJSON features in `features`")
-    if crs is None:
-        crs = _own_crs(stored) or (None if pixels else "EPSG:4326")
+        raise PromptError(f"prompts {name}: want a list of GeoJSON features in `features`")
     return _merge_features(features, crs)
+
+
+def _stored(path: str, crs: Any, pixels: bool) -> tuple[Any, Any]:
+    """What a file, or text, holds as GeoJSON, and the CRS of its coordinates."""
+    is_text = path.lstrip().startswith("{")
+    if not is_text and Path(path).suffix.lower() not in GEOJSON:
+        layer = read_vector(path)
+        return json.loads(layer.to_json(default=str)), layer.crs if crs is None else crs
+    try:
+        stored = json.loads(path if is_text else Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PromptError(f"prompts {path[:80]}: not a readable GeoJSON file ({error})") from error
+    if crs is None and isinstance(stored, dict):
+        crs = _own_crs(stored) or (None if pixels else "EPSG:4326")
+    return stored, crs
 
 
 def _own_crs(stored: dict[str, Any]) -> str | None:

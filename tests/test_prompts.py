@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import geopandas
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pyproj import CRS, Transformer
 
-from geosam2.errors import PromptError
+from geosam2.errors import PromptError, SourceError
 from geosam2.prompts import (
     MASK_LOGIT,
     FramePrompt,
@@ -235,6 +236,26 @@ def test_a_prompts_file_groups_features_by_object(tmp_path):
     assert found[1].box == (0, 0, 1, 1)
     assert found[2].mask is not None
     assert all(prompt.crs == CRS(4326) for prompt in found)
+
+
+def test_prompts_of_any_vector_file(tmp_path: Path) -> None:
+    layer = geopandas.GeoDataFrame(
+        {"object": [3, 3, 4], "label": [1, 0, None], "kind": [None, None, "box"]},
+        geometry=[shapely.Point(1, 2), shapely.Point(3, 4), shapely.box(5, 6, 7, 8)],
+        crs=32633,
+    )
+    layer.to_file(tmp_path / "a.gpkg")
+    clicks, box = read_prompts(tmp_path / "a.gpkg")
+    assert (clicks.object_id, clicks.points, clicks.labels) == (3, ((1, 2), (3, 4)), (1, 0))
+    assert (box.object_id, box.box, box.crs.to_epsg()) == (4, (5, 6, 7, 8), 32633)
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n3,4\n")
+    found = read_prompts(tmp_path / "a.csv")
+    assert [(p.object_id, p.points, p.crs) for p in found] == [
+        (1, ((1.0, 2.0),), None),
+        (2, ((3.0, 4.0),), None),
+    ]
+    with pytest.raises(SourceError, match="cannot be read as a vector file"):
+        read_prompts(tmp_path / "missing.shp")
 
 
 def test_objects_without_a_number_get_one_that_is_free() -> None:

@@ -56,7 +56,8 @@ _STOPPED = "stopped"
 @click.option(
     "--prompts",
     type=click.Path(dir_okay=False),
-    help="GeoJSON with points, boxes or polygons; each feature one object.",
+    help="Vector file of points, boxes or polygons, or a CSV file of points; each feature one "
+    "object.",
 )
 @click.option("--crs", help="CRS of points and boxes; default that of the scene.")
 @click.option("-o", "--output", default="-", show_default=True, help="Vector file; - = stdout.")
