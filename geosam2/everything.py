@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -374,7 +375,7 @@ def identity(job: Job) -> dict[str, Any]:
         "block": job.block,
         "judge": job.judge,
         "bounds": list(job.scene.bounds),
-        "region": None if job.region is None else job.region.hex(),
+        "region": None if job.region is None else hashlib.sha256(job.region).hexdigest()[:16],
     }
 
 

@@ -24,9 +24,10 @@ def find_similar(
 
     Args:
         found: Result of `segment_everything` with its `feature` column.
-        examples: Polygons: a GeoDataFrame or GeoSeries in any CRS, geometries in the CRS of
-            `found`, or ids of its rows.
-        min_iou: An example stands for the found object that overlaps it best, at least so much.
+        examples: Polygons or points: a GeoDataFrame or GeoSeries in any CRS, geometries in the CRS
+            of `found`, or ids of its rows.
+        min_iou: A polygon stands for the found object that overlaps it best, at least so much; a
+            point for the smallest object that it lies on.
 
     Returns:
         `found`, most similar first, with `similarity` (cosine, -1..1) to the closest example and
@@ -73,14 +74,17 @@ def _example_rows(found: geopandas.GeoDataFrame, examples: Any, min_iou: float) 
         near = tree.query(example, predicate="intersects")
         if not len(near):
             continue
+        if not example.area:
+            rows.append(int(near[shapely.area(shapes[near]).argmin()]))
+            continue
         common = shapely.area(shapely.intersection(shapes[near], example))
         iou = common / (shapely.area(shapes[near]) + example.area - common)
         if iou.max() >= min_iou:
             rows.append(int(near[iou.argmax()]))
     if not rows:
         raise PromptError(
-            f"none of the {len(values)} examples overlaps a found object by {min_iou:.0%}; "
-            "draw them on objects that were found, or lower min_iou"
+            f"none of the {len(values)} examples overlaps a found object by {min_iou:.0%} (IoU), "
+            "or lies on one; draw them on objects that were found, or lower min_iou"
         )
     return np.unique(rows)
 

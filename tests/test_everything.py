@@ -516,6 +516,8 @@ def test_likeness_follows_the_features(everything):
     assert ranked.example.sum() == 1
     assert ranked.similarity.is_monotonic_decreasing
     same = find_similar(everything, everything.geometry[everything.id == example].to_crs(4326))
+    inside = everything.geometry[everything.id == example].representative_point()
+    assert find_similar(everything, inside).id.tolist() == ranked.id.tolist()
     assert same.id.tolist() == ranked.id.tolist()
 
 

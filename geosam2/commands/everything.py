@@ -60,7 +60,8 @@ if TYPE_CHECKING:
 @click.option(
     "--similar-to",
     type=click.Path(exists=True),
-    help="Vector file with a few examples: the most similar objects come first.",
+    help="Vector file with a few examples, polygons or points on objects: the most similar "
+    "objects come first.",
 )
 @click.option(
     "--prompts",
@@ -225,8 +226,13 @@ def _run(job: Job, workers: int, scheduler: str | None, resume: bool) -> None:
 def _finish(job: Job, output: Path, examples: Any, keep: bool, overwrite: bool) -> None:
     """Write what was found, and say what was left out."""
     from geosam2.cluster import named, read_manifest, remove
+    from geosam2.errors import GeoSAM2Error
 
-    count = _write(job, output, examples, overwrite)
+    try:
+        count = _write(job, output, examples, overwrite)
+    except GeoSAM2Error:
+        click.echo(f"what was found is kept: use it with --resume --folder {job.folder}", err=True)
+        raise
     manifest = read_manifest(job.folder)
     coverage, left_out = manifest["coverage"], named(manifest["failed"])
     if not is_quiet():
