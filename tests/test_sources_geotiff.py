@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from rasterio.vrt import WarpedVRT
 from geosam2.errors import GeoreferenceError, SourceError
 from geosam2.levels import Window
 from geosam2.scene import Scene, open_scene
+from geosam2.sources import geotiff
 from geosam2.testing.files import write_geotiff
 from geosam2.testing.server import Server, serve_folder
 from geosam2.tiling import FrameGrid
@@ -467,6 +469,21 @@ def test_memory_is_given_back_while_others_read() -> None:
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(alone, pool.map(read, grid), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_that_gave_much_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GDAL keeps what it decoded of an open one."""
+    scene = open_scene(path_of("riotiler/cog_rgb.tif"))
+    grid = FrameGrid.of(scene, frame_size=128, overlap=32)
+    scene.read_frame(grid, grid.first)  # the stretch is measured by now
+    for bound, opened in ((10**9, 0), (0, len(grid) - 1)):
+        monkeypatch.setattr(geotiff, "_GIVEN", bound)
+        with mock.patch.object(geotiff.rasterio, "open", wraps=geotiff.rasterio.open) as spy:
+            pixels = [scene.read_frame(grid, index).pixels for index in grid]
+        assert spy.call_count == opened
+    twin = open_scene(path_of("riotiler/cog_rgb.tif"))
+    for index, found in zip(grid, pixels, strict=True):
+        np.testing.assert_array_equal(found, twin.read_frame(grid, index).pixels)
 
 
 def test_missing_files_and_other_types_are_refused_in_a_sentence(tmp_path: Path) -> None:

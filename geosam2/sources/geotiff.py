@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -60,6 +60,10 @@ _BESIDE = {
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".tif,.tiff,.TIF,.ovr,.msk,.aux.xml,.tfw,.wld",
 }
 _CHUNK = 512  # pixels along the side of what one thread decodes at a time
+_GIVEN = 64 * 2**20
+"""Bytes that a local file gives before it is opened anew: GDAL keeps what it decoded of an open
+one, up to 5 % of all memory. Counted is what was asked for: of long strips many more are decoded,
+which the next frames beside want again."""
 _MAX_STATS = 1000  # files of a VRT whose sizes and times go into the signature
 
 
@@ -206,8 +210,9 @@ class GeoTiffSource(Source):
     def read(self, level: Level, window: Window) -> Raw:
         """See `Source.read`."""
         base = self._bases[level.index]
-        with self._translated("cannot read"), self._env(), self._handle(base.overview) as dataset:
-            raw = self._read_base(dataset, base, window)
+        with self._translated("cannot read"), self._env(), self._handle(base.overview) as handle:
+            raw = self._read_base(handle.dataset, base, window)
+            handle.given += 0 if self._remote else raw.pixels.nbytes
         return raw if self._facts.palette is None else _expand(raw, self._facts.palette)
 
     def _read_base(self, dataset: Dataset, base: _Base, window: Window) -> Raw:
@@ -272,12 +277,12 @@ class GeoTiffSource(Source):
     # -- handles
 
     @contextmanager
-    def _handle(self, overview: int | None) -> Iterator[Dataset]:
+    def _handle(self, overview: int | None) -> Iterator[_Handle]:
         """A dataset that no other thread uses meanwhile."""
-        with self._pool.borrow(overview, self._open_any) as dataset:
-            yield dataset
+        with self._pool.borrow(overview, self._open_any) as handle:
+            yield handle
 
-    def _open_any(self, overview: int | None) -> tuple[Dataset, ExitStack]:
+    def _open_any(self, overview: int | None) -> _Handle:
         stack = ExitStack()
         # not `with`: that binds a GDAL environment to this thread, and another one may close it
         dataset = self._open_file(overview)
@@ -285,7 +290,7 @@ class GeoTiffSource(Source):
         if self._facts.warp is not None:
             dataset = WarpedVRT(dataset, **self._facts.warp)
             stack.callback(dataset.close)
-        return dataset, stack
+        return _Handle(dataset, stack)
 
     def _open_file(self, overview: int | None) -> Dataset:
         options = {} if overview is None else {"OVERVIEW_LEVEL": overview}
@@ -315,7 +320,7 @@ class GeoTiffSource(Source):
             ) from None
 
     def release(self) -> None:
-        """See `Source.release`: GDAL keeps blocks of open files, up to 5 % of all memory."""
+        """See `Source.release`: GDAL keeps blocks of open files."""
         self._pool.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -328,38 +333,52 @@ class GeoTiffSource(Source):
         self._door.guard_logs()
 
 
+@dataclass
+class _Handle:
+    """An open dataset. Not frozen: it counts what it gave."""
+
+    dataset: Dataset
+    stack: ExitStack
+    """Closes it."""
+    given: int = 0
+    """Bytes of pixels."""
+
+
 class _Pool:
     """Open datasets that wait for a reader; a handle of GDAL's is for one thread at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: dict[int | None, list[tuple[Dataset, ExitStack]]] = {}
+        self._idle: dict[int | None, list[_Handle]] = {}
         self._process = os.getpid()
 
     @contextmanager
-    def borrow(self, key: int | None, opener: Any) -> Iterator[Dataset]:
+    def borrow(self, key: int | None, opener: Callable[[int | None], _Handle]) -> Iterator[_Handle]:
         with self._lock:
             if self._process != os.getpid():
                 # after a fork: the file positions are shared with the parent, so open anew
                 self._idle, self._process = {}, os.getpid()
             waiting = self._idle.setdefault(key, [])
-            entry = waiting.pop() if waiting else None
-        dataset, stack = entry or opener(key)
+            handle = waiting.pop() if waiting else None
+        handle = handle or opener(key)
         try:
-            yield dataset
+            yield handle
         except BaseException:
-            stack.close()  # a handle that failed may stay in a bad state
+            handle.stack.close()  # a handle that failed may stay in a bad state
             raise
+        if handle.given > _GIVEN:
+            handle.stack.close()
+            return
         with self._lock:
-            self._idle.setdefault(key, []).append((dataset, stack))
+            self._idle.setdefault(key, []).append(handle)
 
     def close(self) -> None:
         """Close what nobody reads at the moment."""
         with self._lock:
-            entries = [entry for waiting in self._idle.values() for entry in waiting]
+            handles = [handle for waiting in self._idle.values() for handle in waiting]
             self._idle = {}
-        for _, stack in entries:
-            stack.close()
+        for handle in handles:
+            handle.stack.close()
 
 
 @dataclass(frozen=True)
