@@ -149,7 +149,7 @@ def test_recipes_survive_json():
     ("wrong", "says"),
     [
         ({"points": (0,)}, "not all 0"),
-        ({"points": ()}, "1 to 3 numbers"),
+        ({"points": ()}, "1 to 3 whole numbers"),
         ({"layer": "round"}, "choose 'flat' or 'parts'"),
         ({"min_area_m2": 5.0, "max_area_m2": 5.0}, "below max_area_m2"),
         ({"link_iou": -0.1}, "from 0 to 1"),
