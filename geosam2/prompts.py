@@ -27,7 +27,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from geosam2.errors import PromptError
 from geosam2.levels import whole_turn
-from geosam2.vector_files import GEOJSON, read_vector
+from geosam2.vector_files import read_vector
 
 if TYPE_CHECKING:
     from geosam2_model import Prompts
@@ -89,10 +89,9 @@ class Prompt:
         set_("crs", _crs(self.crs))
         if self.box is not None:
             set_("box", _as_box(self.box))
-        if isinstance(self.mask, shapely.Geometry):
-            set_(
-                "mask", shapely.make_valid(self.mask)
-            )  # drawn by hand: the outline may cross itself
+        if isinstance(self.mask, shapely.Geometry) and not self.mask.is_valid:
+            # drawn by hand: the outline may cross itself
+            set_("mask", shapely.make_valid(self.mask))
         self._check()
 
     def _check(self) -> None:
@@ -265,15 +264,19 @@ def read_prompts(path: str | Path, *, crs: Any = None, pixels: bool = False) -> 
     return _merge_features(features, crs)
 
 
+_JSON = (".geojson", ".json", "")
+"""Suffixes of files that are GeoJSON or nothing; a pipe has none."""
+
+
 def _stored(path: str, crs: Any, pixels: bool) -> tuple[Any, Any]:
     """What a file, or text, holds as GeoJSON, and the CRS of its coordinates."""
     is_text = path.lstrip().startswith("{")
-    if not is_text and Path(path).suffix.lower() not in GEOJSON:
-        layer = read_vector(path)
-        return json.loads(layer.to_json(default=str)), layer.crs if crs is None else crs
     try:
         stored = json.loads(path if is_text else Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
+        if not is_text and Path(path).suffix.lower() not in _JSON:
+            layer = read_vector(path, pixels=pixels)
+            return json.loads(layer.to_json(default=str)), layer.crs if crs is None else crs
         raise PromptError(f"prompts {path[:80]}: not a readable GeoJSON file ({error})") from error
     if crs is None and isinstance(stored, dict):
         crs = _own_crs(stored) or (None if pixels else "EPSG:4326")
@@ -691,7 +694,8 @@ def _add_feature(
     try:
         shape = shapely.geometry.shape(feature["geometry"])
     except Exception as error:  # shapely's errors for bad GeoJSON are of many kinds
-        raise PromptError(f"prompts: feature {number} has no usable geometry ({error})") from error
+        why = "it is empty" if feature.get("geometry") is None else error
+        raise PromptError(f"prompts: feature {number} has no usable geometry ({why})") from error
     if shape.geom_type in ("Point", "MultiPoint"):
         places = shapely.get_coordinates(shape).tolist()
         entry["points"] += places

@@ -348,7 +348,7 @@ def draw(job: Job, block: Node) -> dict[str, Any]:
     settled = _settled_in(job, near)
     by_name = {o.name: o for objects in settled.values() for o in objects}
     home = {o.name: node for node, objects in settled.items() for o in objects}
-    looked_at = functools.cache(functools.partial(_looked_at, job))
+    looked_at = _looked_at(job)
     wanted = [o for o in by_name.values() if _wanted(job, o) and not _cut(job, o, looked_at)]
     core = blocks.core(block, layout)
     drawn = [f for f in figures(wanted, own_parts) if not (f.box() & core).empty]
@@ -425,7 +425,7 @@ def _cut_straight(row: dict[str, Any], job: Job) -> bool:
 
 def _seams_under(shape: BaseGeometry, job: Job) -> Iterator[BaseGeometry]:
     """The sides of the frames on a shape that another frame was looked at behind."""
-    looked_at = functools.cache(functools.partial(_looked_at, job))
+    looked_at = _looked_at(job)
     for index in job.grid.crossing(shape):
         corners = shapely.get_coordinates(shapely.box(*job.grid.bounds(index), ccw=False))
         for (down, right), ends in zip(_CLOCKWISE, pairwise(corners), strict=True):
@@ -442,12 +442,21 @@ def _half_shared(job: Job) -> bool:
     return 2 * job.layout.stride <= job.grid.frame_size
 
 
-def _looked_at(job: Job, frame: FrameKey) -> bool:
-    """False for frames of blocks that were left out, and those outside the region of interest."""
-    if not job.blocks.exists(frame):
-        return True  # there is nothing to look at
-    block = job.blocks.block_of(frame)
-    return frame in frames_to_visit(job, block) and job.path("find", block).exists()
+def _looked_at(job: Job) -> Callable[[FrameKey], bool]:
+    """What says of a frame whether it was looked at; True where there is none to look at.
+
+    Frames of blocks that were left out, and those outside the region of interest, were not.
+    """
+
+    @functools.cache
+    def frames_in(block: Node) -> frozenset[FrameKey]:
+        done = job.path("find", block).exists()
+        return frozenset(frames_to_visit(job, block) if done else ())
+
+    def looked_at(frame: FrameKey) -> bool:
+        return not job.blocks.exists(frame) or frame in frames_in(job.blocks.block_of(frame))
+
+    return looked_at
 
 
 def _columns(figure: Figure, job: Job) -> dict[str, Any]:
@@ -512,9 +521,8 @@ def _finished(row: dict[str, Any], job: Job) -> dict[str, Any] | None:
         return None
     if not _mostly_in(job.area or shapely.box(*job.scene.bounds), shape):
         return None
-    if _cut_straight({**row, "geometry": shape}, job):
-        return None
-    return {**row, "geometry": shape, "area_m2": math.nan if crs is None else area}
+    row = {**row, "geometry": shape, "area_m2": math.nan if crs is None else area}
+    return None if _cut_straight(row, job) else row
 
 
 def _mostly_in(area: BaseGeometry, shape: BaseGeometry) -> bool:

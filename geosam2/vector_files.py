@@ -9,25 +9,24 @@ from geosam2.errors import SourceError
 
 if TYPE_CHECKING:
     import geopandas
+    import pandas as pd
 
-_DEGREES = {"lon": "lat", "long": "lat", "longitude": "latitude"}
-_MAP_UNITS = {"x": "y", "easting": "northing"}
-"""Columns of a table that hold coordinates, in whatever case."""
-_COLUMNS = {
-    "X_POSSIBLE_NAMES": ",".join(_DEGREES | _MAP_UNITS),
-    "Y_POSSIBLE_NAMES": ",".join((_DEGREES | _MAP_UNITS).values()),
-    "AUTODETECT_TYPE": "YES",
+_COORDINATES = {
+    ("x", "y"): None,
+    ("easting", "northing"): None,
+    ("lon", "lat"): 4326,
+    ("long", "lat"): 4326,
+    ("longitude", "latitude"): 4326,
 }
-"""The same as options of GDAL's driver of CSV."""
-GEOJSON = (".geojson", ".json", ".geojsonl", ".geojsons", ".ndjson")
-"""Suffixes of GeoJSON and of GeoJSON a line a feature."""
+"""Columns of a table that hold coordinates, in whatever case, and their EPSG code; the first that
+are there count."""
 
 
 def read_vector(path: str | Path, *, pixels: bool = False) -> geopandas.GeoDataFrame:
     """The first layer of a vector file; or the points of a CSV file.
 
-    A CSV file has columns lon and lat (or longitude and latitude, in WGS 84), or x and y (or
-    easting and northing, in the CRS of whatever they are used with).
+    A CSV file has columns x and y (or easting and northing, in the CRS of whatever they are used
+    with), or lon and lat (or longitude and latitude, in WGS 84).
 
     Args:
         path: Whatever GDAL reads, or GeoParquet.
@@ -45,24 +44,41 @@ def read_vector(path: str | Path, *, pixels: bool = False) -> geopandas.GeoDataF
     from pyarrow import ArrowException
     from pyogrio.errors import DataLayerError, DataSourceError
 
+    from geosam2.export import FORMATS
+
     kind = Path(path).suffix.lower()
+    known = FORMATS.get(kind)
     try:
-        if kind in (".parquet", ".geoparquet"):
+        if known and known.driver == "Parquet":
             layer = geopandas.read_parquet(path)
         else:
-            layer = geopandas.read_file(path, **(_COLUMNS if kind == ".csv" else {}))
+            how = {"AUTODETECT_TYPE": "YES"} if kind == ".csv" else {}
+            layer = geopandas.read_file(path, **how)
     except (DataSourceError, DataLayerError, ArrowException, OSError, ValueError) as error:
         raise SourceError(
             f"{path} cannot be read as a vector file ({error}); give a GeoPackage, a GeoJSON file "
             "or a Shapefile"
         ) from error
     if not isinstance(layer, geopandas.GeoDataFrame):
-        raise SourceError(
-            f"{path} is a table without geometry; give a GeoPackage or a GeoJSON file, or a CSV "
-            "file with columns lon and lat, or x and y"
-        )
-    if kind == ".csv" and _DEGREES.keys() & {column.lower() for column in layer}:
-        return layer.set_crs(4326)
-    if pixels and kind in GEOJSON:
+        return _points_of(layer, path)
+    if pixels and known and known.wgs84:
         return layer.set_crs(None, allow_override=True)
     return layer
+
+
+def _points_of(table: pd.DataFrame, path: str | Path) -> geopandas.GeoDataFrame:
+    """A layer of the points whose coordinates a table holds."""
+    import geopandas
+    import pandas as pd
+
+    columns = {str(name).lower(): name for name in table}
+    for (x, y), epsg in _COORDINATES.items():
+        if x in columns and y in columns:
+            there = table[[columns[x], columns[y]]].apply(pd.to_numeric, errors="coerce")
+            points = geopandas.points_from_xy(*there.to_numpy().T)
+            points[there.isna().any(axis=1).to_numpy()] = None  # a cell is empty, or holds text
+            return geopandas.GeoDataFrame(table, geometry=points, crs=epsg)
+    raise SourceError(
+        f"{path} is a table without geometry; give a GeoPackage or a GeoJSON file, or a CSV "
+        "file with columns lon and lat, or x and y"
+    )

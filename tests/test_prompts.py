@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,8 +255,26 @@ def test_prompts_of_any_vector_file(tmp_path: Path) -> None:
         (1, ((1.0, 2.0),), None),
         (2, ((3.0, 4.0),), None),
     ]
+    lines = [json.dumps(one) for one in layer.to_geo_dict()["features"]]
+    (tmp_path / "a.geojsonl").write_text("\n".join(lines))
+    assert [p.points for p in read_prompts(tmp_path / "a.geojsonl")] == [clicks.points, ()]
     with pytest.raises(SourceError, match="cannot be read as a vector file"):
         read_prompts(tmp_path / "missing.shp")
+
+
+def test_prompts_from_a_pipe_and_under_any_name(tmp_path: Path) -> None:
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Point"}}
+    feature["geometry"]["coordinates"] = [7, 8]  # type: ignore[index]
+    for name in ("prompts", "prompts.txt"):
+        (tmp_path / name).write_text(json.dumps(feature))
+        assert read_prompts(tmp_path / name)[0].points == ((7.0, 8.0),)
+    reading, writing = os.pipe()
+    os.write(writing, json.dumps(feature).encode())
+    os.close(writing)
+    try:
+        assert read_prompts(f"/dev/fd/{reading}")[0].points == ((7.0, 8.0),)
+    finally:
+        os.close(reading)
 
 
 def test_objects_without_a_number_get_one_that_is_free() -> None:

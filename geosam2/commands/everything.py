@@ -172,7 +172,9 @@ def command(
             _tell(job, workers)
             return
         assert output is not None
-        examples = similar_to and read_vector(similar_to, pixels=scene.crs is None)
+        examples = None
+        if similar_to is not None:
+            examples = read_vector(similar_to, pixels=scene.crs is None)
         with _resumable(job):
             _run(job, workers, scheduler, resume)
         _finish(job, output, examples, keep, overwrite)

@@ -311,8 +311,8 @@ class GeoTiffSource(Source):
         try:
             yield
         except (RasterioError, CPLE_BaseError) as error:
-            reason = self._door.clean(error).replace(self._path, self.location)
-            reason = reason.rstrip(". ")
+            said = self._door.clean(error).replace(self._path, self.location)
+            reason = said.rstrip(". ")
             raise SourceError(f"{what} {self.location}: {reason}. {_remedy(reason)}") from None
         except UnicodeEncodeError:
             raise SourceError(
