@@ -9,8 +9,10 @@ import geosam2_model
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from geosam2_model.errors import CheckpointError
-from geosam2_model.training import data, distill, teacher
+from geosam2_model.sam2 import SAM2
+from geosam2_model.training import data, distill, features, teacher
 
 
 def crops() -> data.Crops:
@@ -24,34 +26,66 @@ def crops() -> data.Crops:
 
 
 @pytest.fixture(scope="module")
-def lesson() -> distill.Lesson:
+def lesson() -> features.Lesson:
     torch.manual_seed(0)
-    return distill.prepare(teacher.TinyViT().eval(), crops(), 4, np.random.default_rng(0))
+    return features.prepare(teacher.TinyViT().eval(), crops(), 4, np.random.default_rng(0))
 
 
-def test_a_lesson_has_standard_channels(lesson: distill.Lesson) -> None:
+def test_a_lesson_has_standard_channels(lesson: features.Lesson) -> None:
     assert lesson.pixels.shape == (4, 3, 256, 256)
     assert lesson.features.shape == (4, 608, 32, 32)
-    each = lesson.features.astype(np.float32).transpose(1, 0, 2, 3).reshape(608, -1)
-    assert np.abs(each.mean(1)).max() < 0.1
+    each = lesson.features.float().transpose(0, 1).reshape(608, -1)
+    assert each.mean(1).abs().max() < 0.1
     assert 0.8 < each.std(1).min() <= each.std(1).max() < 1.1
 
 
 def test_crops_and_features_are_turned_together() -> None:
-    ramp = np.tile(np.arange(256, dtype=np.uint8), (1, 3, 256, 1))
-    features = ramp[:, :1, ::8, ::8].astype(np.float16)
+    ramp = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256, 256)
+    lesson = features.Lesson(ramp, ramp[:, :1, ::8, ::8].half())
     for seed in range(8):
-        pixels, seen = distill.Lesson(ramp, features).draw(np.random.default_rng(seed), 1)
+        pixels, seen = lesson.draw(np.random.default_rng(seed), 1)
         assert (pixels[:, :1, 4::8, 4::8] - seen).abs().max() <= 8
 
 
-def test_a_trunk_learns_and_its_readers_follow(lesson: distill.Lesson) -> None:
+def distance(model: SAM2, lesson: features.Lesson) -> float:
+    """Of the lesson's features from what can be read off the trunk."""
+    reader = features.Reader.fitted(model, lesson)
+    with torch.no_grad():
+        return float(reader.loss(model, lesson.pixels, lesson.features.float()))
+
+
+def test_a_fitted_reader_is_the_best_there_is(lesson: features.Lesson) -> None:
+    model = geosam2_model.load("nano")
+    reader = features.Reader.fitted(model, lesson)
+    pixels, wanted = lesson.pixels, lesson.features.float()
+    with torch.no_grad():
+        x = features.side_by_side(model, pixels)
+        fitted = F.mse_loss(F.conv2d(x, reader.weight, reader.bias), wanted)
+        assert fitted < wanted.square().mean()
+        for factor in (0.97, 1.03):  # of the weights, around the mean
+            other = F.conv2d(x - x.mean((0, 2, 3), keepdim=True), factor * reader.weight)
+            other = other + wanted.mean((0, 2, 3), keepdim=True)
+            assert F.mse_loss(other, wanted) > fitted
+
+
+def test_a_lesson_is_asked_for_once(lesson: features.Lesson, tmp_path: Path) -> None:
+    path = tmp_path / "lesson.safetensors"
+    features.kept(path, lambda: lesson)
+    again = features.kept(path, lambda: pytest.fail("asked again"))
+    assert torch.equal(again.features, lesson.features)
+    assert torch.equal(again.pixels, lesson.pixels)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_trunk_learns_and_its_readers_follow(
+    lesson: features.Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "BATCH", 2)
     before = geosam2_model.load("nano")
     model = copy.deepcopy(before)
     rng = np.random.default_rng(0)
-    first = distill.learn(copy.deepcopy(model), lesson, 1, rng)
-    later = distill.learn(model, lesson, 4, rng)
-    assert later < first
+    distill.learn(model, lesson, 8, rng)
+    assert distance(model, lesson) < distance(before, lesson)
     decoder = copy.deepcopy(model.sam_mask_decoder.state_dict())
     trunk = copy.deepcopy(model.image_encoder.trunk.state_dict())
     start = distill.refit(model, before, lesson, 1, rng)

@@ -29,10 +29,12 @@ from geosam2_model.training import (
 )
 from geosam2_model.training.average import average
 from geosam2_model.training.data import Crops, Picture, draw_crop, keep_training, read_image
+from geosam2_model.training.features import FeatureLoss
 from geosam2_model.training.loop import new_model
 from geosam2_model.training.losses import LossWeights, coverage, mask_iou, mask_loss
 from geosam2_model.training.optimiser import Muon
 from geosam2_model.training.recipe import Phase, Recipe
+from geosam2_model.training.teacher import TinyViT
 from geosam2_model.trunks.efficientnet_lite import (
     LITE0,
     EfficientNetLite0,
@@ -424,15 +426,22 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(loop.Trainer, "advance", dying)
 
 
+@pytest.mark.parametrize("taught", [False, True])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
-    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+    taught: bool, tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cosine, a second phase that opens what the first held, and a log line cut in two."""
     first = replace(tiny(tmp_path, 3).phases[0], decay=True, frozen=("sam_mask_decoder.",))
-    second = replace(first, steps=2, decay=False, frozen=())
+    second = replace(first, steps=2, decay=False, frozen=(), trunk_lr=0.2 * taught)
+    torch.manual_seed(0)
+    seen = FeatureLoss(crops=3 * taught, batch=1)
+    monkeypatch.setattr(loop, "mobile_sam", lambda: ())
+    asked = iter([TinyViT().eval()] * 2)  # once a run: not again when it goes on
+    monkeypatch.setattr(loop, "load_teacher", lambda: next(asked))
 
     def run(folder: str) -> dict[str, torch.Tensor]:
-        recipe = replace(tiny(tmp_path / folder, 0), start=start, phases=(first, second))
+        phases = (first, second)
+        recipe = replace(tiny(tmp_path / folder, 0), start=start, phases=phases, features=seen)
         best = loop.train(recipe, pictures())
         assert best.name == loop.BEST
         assert load(best).config.name == "start"
@@ -454,6 +463,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     before = load(start).state_dict()
     moved = [k for k, v in before.items() if not torch.equal(whole[f"model.{k}"], v)]
     assert any(k.startswith("sam_mask_decoder.") for k in moved), "the second phase holds it still"
+    assert taught == any(k.startswith("image_encoder.trunk.") for k in moved)
+    assert taught == ("reader.weight" in whole)
     assert (tmp_path / "whole" / "curves.png").exists()
     assert torch.tensor(1e-40) * 1 > 0, "tiny numbers are still 0 after training"
 

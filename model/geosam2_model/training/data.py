@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,6 +179,8 @@ class Source:
     """Share of the crops that are built around labelled objects of this source."""
     proposals: float = 0.0
     """Share of the crops that are built around its superpixel regions."""
+    features: float = 0.0
+    """Share of the crops that a larger network is asked about (`features`), around such regions."""
     labels: str = "instances"
     """Folder of the label rasters; images without a raster are used for proposals alone."""
     rgb: tuple[int, int, int] = (0, 1, 2)
@@ -238,7 +241,7 @@ def with_proposals(picture: Picture, cache: Path) -> Picture:
     if not path.exists():
         rasters = region_hierarchy(stretched(picture))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp.npz")
+        partial = path.with_suffix(f".{os.getpid()}.npz")  # another process may be at it, too
         np.savez_compressed(partial, *rasters)
         partial.replace(path)
     with np.load(path) as stored:

@@ -2,9 +2,7 @@
 
     python -m geosam2_model.training.distill RECIPE.toml OUT.safetensors
 
-A trunk that learns from the labels of a few sources alone comes to know those sources. So it first
-learns, on crops of the recipe, to let MobileSAM's features (`teacher`) be read off its own by one
-1 x 1 convolution; nobody's labels are in that. Then what reads the trunk in the rest of the network
+The trunk learns `features` of the recipe's crops. Then what reads it in the rest of the network
 (the neck, and the pyramid of the dense prompts) is fitted to what it made of the trunk before, so
 that training can go on from there: the written weights are a recipe's `start`.
 """
@@ -14,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +23,11 @@ from tqdm import tqdm
 from geosam2_model.checkpoints import load, save
 from geosam2_model.errors import CheckpointError, ModelError
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training import data
-from geosam2_model.training.loop import learning_rate, training_crops
+from geosam2_model.training import features
+from geosam2_model.training.loop import feature_crops, learning_rate, training_crops
 from geosam2_model.training.recipe import Phase, Recipe
-from geosam2_model.training.teacher import TinyViT, load_teacher, normalised
+from geosam2_model.training.teacher import load_teacher
 
-SIZE = 256
-"""Side of a crop in pixels."""
-ENLARGED = 2
-"""The teacher sees crops so much larger: it learned from pictures of 1,024 px and larger things."""
-GRID = SIZE // 8
-"""Cells a side in which features are compared."""
-OUTLIER = 5.0
-"""Features are compared in standard deviations, and none counts as further out than so many."""
 BATCH = 8
 RATE = 2e-3
 """Greatest learning rate of layers that read a trunk."""
@@ -48,53 +37,7 @@ CAREFUL = 0.2
 """Learning rate of the trunk as a part of that."""
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """Crops, and what the teacher sees in them."""
-
-    pixels: data.Array
-    """(N, 3, SIZE, SIZE) uint8."""
-    features: data.Array
-    """(N, C, GRID, GRID) float16, each channel with mean 0 and deviation 1."""
-
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Crops and features, turned and mirrored together."""
-        chosen = rng.integers(len(self.pixels), size=count)
-        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        both = (torch.from_numpy(x[chosen]).float() for x in (self.pixels, self.features))
-        turned = (torch.rot90(x, turns, (2, 3)) for x in both)
-        pixels, features = (x.flip(3) if mirrored else x for x in turned)
-        return pixels, features
-
-
-@torch.no_grad()
-def prepare(teacher: TinyViT, crops: data.Crops, count: int, rng: np.random.Generator) -> Lesson:
-    """Draw crops and ask the teacher about them; 1.4 MB each."""
-    pixels = np.empty((count, 3, SIZE, SIZE), np.uint8)
-    features = np.empty((count, sum(teacher.channels[1:]), GRID, GRID), np.float16)
-    for i in tqdm(range(count), desc="teacher", unit="crop"):
-        pixels[i] = crops.draw(rng, SIZE, 1).pixels
-        features[i] = seen(teacher, torch.from_numpy(pixels[i])[None])[0].numpy()
-    _standardise(features)
-    return Lesson(pixels, features)
-
-
-def seen(teacher: TinyViT, pixels: Tensor) -> Tensor:
-    """The teacher's features at strides 8 and 16 of enlarged crops: (B, C, GRID, GRID)."""
-    large = F.interpolate(normalised(pixels), scale_factor=ENLARGED, mode="bilinear")
-    with torch.autocast("cpu", torch.bfloat16):
-        _, *coarse = teacher(large.contiguous(memory_format=torch.channels_last))
-    return torch.cat([F.adaptive_avg_pool2d(x.float(), GRID) for x in coarse], dim=1)
-
-
-def _standardise(features: data.Array) -> None:
-    for channel in range(features.shape[1]):  # float32 of all at once would be twice the memory
-        x = features[:, channel].astype(np.float32)
-        x = (x - x.mean()) / (x.std() + 1e-3)
-        features[:, channel] = x.clip(-OUTLIER, OUTLIER)
-
-
-def learn(model: SAM2, lesson: Lesson, steps: int, rng: np.random.Generator) -> float:
+def learn(model: SAM2, lesson: features.Lesson, steps: int, rng: np.random.Generator) -> float:
     """Train a model's trunk in place; returns the mean loss of the last steps.
 
     Args:
@@ -104,7 +47,7 @@ def learn(model: SAM2, lesson: Lesson, steps: int, rng: np.random.Generator) -> 
         rng: Draws the crops.
     """
     trunk = model.image_encoder.trunk
-    reader = nn.Conv2d(sum(trunk.channels), lesson.features.shape[1], 1)
+    reader = features.Reader.fitted(model, lesson)
     trunk.requires_grad_(True).train()
     groups = [
         {"params": list(trunk.parameters()), "part": CAREFUL, "weight_decay": 0.0},
@@ -112,9 +55,7 @@ def learn(model: SAM2, lesson: Lesson, steps: int, rng: np.random.Generator) -> 
     ]
     losses = []
     for _ in _steps(torch.optim.AdamW(groups), steps, "trunk"):
-        pixels, features = lesson.draw(rng, BATCH)
-        found = reader(_side_by_side(trunk(model.normalise(pixels))))
-        loss = F.smooth_l1_loss(found, features)
+        loss = reader.loss(model, *lesson.draw(rng, BATCH))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
         losses.append(float(loss.detach()))
@@ -122,20 +63,9 @@ def learn(model: SAM2, lesson: Lesson, steps: int, rng: np.random.Generator) -> 
     return float(np.mean(losses[-100:]))
 
 
-def _side_by_side(maps: tuple[Tensor, ...]) -> Tensor:
-    """All of a trunk's maps in the cells of `GRID`."""
-    fine, *rest = maps
-    size = (GRID, GRID)
-    return torch.cat(
-        [
-            F.adaptive_avg_pool2d(fine, size),
-            *(F.interpolate(x, size, mode="bilinear") for x in rest),
-        ],
-        dim=1,
-    )
-
-
-def refit(model: SAM2, before: SAM2, lesson: Lesson, steps: int, rng: np.random.Generator) -> float:
+def refit(
+    model: SAM2, before: SAM2, lesson: features.Lesson, steps: int, rng: np.random.Generator
+) -> float:
     """Fit what reads the trunk to what it was with the trunk before; returns the last error.
 
     The error is the mean over six maps of the squared difference as a part of the variance.
@@ -187,7 +117,8 @@ def distill(recipe: Recipe, crops: int, steps: int) -> SAM2:
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     model = copy.deepcopy(before)
-    lesson = prepare(teacher, training_crops(recipe), crops, rng)
+    asked = feature_crops(recipe) or training_crops(recipe)
+    lesson = features.prepare(teacher, asked, crops, rng)
     loss = learn(model, lesson, steps, rng)
     error = refit(model, before, lesson, steps // REFIT, rng)
     print(f"features {loss:.3f} (smooth L1, in deviations), readers {error:.3f} of the variance")

@@ -27,16 +27,18 @@ from torch import Tensor
 from geosam2_model.checkpoints import load, save
 from geosam2_model.config import VARIANTS
 from geosam2_model.sam2 import SAM2
-from geosam2_model.training import data, identity, judge, optimiser, sequences
+from geosam2_model.training import data, features, identity, judge, optimiser, sequences
 from geosam2_model.training.losses import coverage, interaction_loss
 from geosam2_model.training.prompts import KINDS, Question, ask, correct
 from geosam2_model.training.recipe import Phase, Recipe
 from geosam2_model.training.synthetic import scene
+from geosam2_model.training.teacher import load_teacher, mobile_sam
 from geosam2_model.trunks.efficientnet_lite import EfficientNetLite0, load_imagenet
 
 STATE = "state.safetensors"
 BEST = "best.safetensors"
 LOG = "log.jsonl"
+LESSON = "lesson-{rank}.safetensors"
 OLD_BEST = "best.json"
 """Held the best score and its step until they moved into the metadata of `BEST`."""
 
@@ -73,6 +75,15 @@ def training_crops(recipe: Recipe) -> data.Crops:
     rng = np.random.default_rng(recipe.seed)
     made = [scene(rng, textures) for _ in range(recipe.scenes if recipe.synthetic else 0)]
     return data.Crops([*groups, (recipe.synthetic, made)])
+
+
+def feature_crops(recipe: Recipe) -> data.Crops | None:
+    """Pictures that a larger network is asked about; None if no source says that it is for that."""
+    groups = []
+    for source in (s for s in recipe.sources if s.features):
+        pictures = source.pictures(data.keep_training(recipe.split))
+        groups.append((source.features, [data.with_proposals(p, recipe.cache) for p in pictures]))
+    return data.Crops(groups) if groups else None
 
 
 def phase_at(recipe: Recipe, step: int) -> tuple[Phase, int]:
@@ -141,12 +152,19 @@ class Trainer:
     model: SAM2
     identity: identity.Identity = field(default_factory=dict)
     """Written into the state, so that no other run goes on from it."""
+    lesson: features.Lesson | None = None
+    """What the trunk learns of a larger network's features."""
     step: int = 0
 
     def __post_init__(self) -> None:
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
         rest, matrices = optimiser.groups(self.model, self.model.image_encoder.trunk)
+        self.reader = None
+        if self.lesson is not None:
+            self.reader = features.Reader.fitted(self.model, self.lesson)
+            share_first(self.reader)
+            rest.append({"params": list(self.reader.parameters()), "weight_decay": 0.0})
         # not fused: that kernel takes numbers in memory order, and gradients that were averaged
         # lie otherwise in memory than channels-last weights do
         adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), lr=0.0)
@@ -182,8 +200,11 @@ class Trainer:
             one.zero_grad(set_to_none=True)
         loss, report = self._loss(phase, rng)
         loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if phase.trunk_lr:
+            report |= self._learn_features(rng)
+        trained = list(self._parameters().values())
+        average_gradients(trained)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         if torch.isfinite(norm):
             for one in self.optimisers:
                 one.step()
@@ -202,6 +223,22 @@ class Trainer:
             return sequences.follow(self.model, self.crops, rng, shape, self.recipe.loss)
         crops = [self.crops.draw(rng, size, objects) for _ in range(images)]
         return interact(self.model, crops, rng, phase, self.recipe)
+
+    def _learn_features(self, rng: np.random.Generator) -> dict[str, float]:
+        """Add the gradients of reading a larger network's features off the trunk."""
+        if self.reader is None or self.lesson is None:
+            return {}
+        asked = self.recipe.features
+        loss = self.reader.loss(self.model, *self.lesson.draw(rng, asked.batch))
+        (asked.weight * loss).backward()  # type: ignore[no-untyped-call]
+        return {"features": float(loss.detach())}
+
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        """All that is trained, by name."""
+        named = dict(self.model.named_parameters())
+        if self.reader is not None:
+            named |= {f"reader.{k}": p for k, p in self.reader.named_parameters()}
+        return named
 
     def _follow_average(self) -> None:
         weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
@@ -255,7 +292,9 @@ class Trainer:
         """Weights, average and optimiser in one file without pickle."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for name, p in self.model.named_parameters():
+        if self.reader is not None:
+            tensors |= {f"reader.{k}": v for k, v in self.reader.state_dict().items()}
+        for name, p in self._parameters().items():
             for one in self.optimisers:
                 for key, value in one.state.get(p, {}).items():
                     tensors[f"optimiser.{key}.{name}"] = value
@@ -279,7 +318,10 @@ class Trainer:
             get = file.get_tensor
             self.model.load_state_dict({k[6:]: get(k) for k in names if k.startswith("model.")})
             self.average = {k[8:]: get(k) for k in names if k.startswith("average.")}
-            known = dict(self.model.named_parameters())
+            reader = {k[7:]: get(k) for k in names if k.startswith("reader.")}
+            if self.reader is not None and reader:
+                self.reader.load_state_dict(reader)
+            known = self._parameters()
             for key in (k for k in names if k.startswith("optimiser.")):
                 _, what, name = key.split(".", 2)
                 self._optimiser_of(known[name]).state[known[name]][what] = get(key)
@@ -312,11 +354,11 @@ def open_trunk(model: SAM2, phase: Phase) -> None:
             parameter.requires_grad_(False)
 
 
-def average_gradients(model: SAM2) -> None:
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes."""
     if not dist.is_initialized():
         return
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    wanted = [p for p in parameters if p.requires_grad]
     for p in wanted:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
@@ -325,6 +367,27 @@ def average_gradients(model: SAM2) -> None:
     flat /= dist.get_world_size()
     for p, part in zip(wanted, torch.split(flat, [p.numel() for p in wanted]), strict=True):
         p.grad = part.reshape(p.shape)
+
+
+def share_first(module: torch.nn.Module) -> None:
+    """Give every process the first one's weights."""
+    if dist.is_initialized():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def lesson_of(recipe: Recipe, crops: data.Crops, rank: int) -> features.Lesson | None:
+    """A process's share of what the recipe asks the larger network about; None for nothing."""
+    count = recipe.features.crops // recipe.processes
+    if not count:
+        return None
+
+    def make() -> features.Lesson:
+        rng = np.random.default_rng([recipe.seed, rank])
+        asked = feature_crops(recipe) or crops
+        return features.prepare(load_teacher(), asked, count, rng)
+
+    return features.kept(recipe.out / LESSON.format(rank=rank), make)
 
 
 Pictures = tuple[data.Crops, dict[str, list[data.Crop]]]
@@ -366,7 +429,8 @@ def _process(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=recipe.processes
         )
     with one_thread(), tiny_is_zero():
-        Trainer(recipe, *pictures, rank, new_model(recipe), same).run()
+        lesson = lesson_of(recipe, pictures[0], rank)
+        Trainer(recipe, *pictures, rank, new_model(recipe), same, lesson).run()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -403,6 +467,8 @@ def train(recipe: Recipe, pictures: Pictures | None = None) -> Path:
     recipe.out.mkdir(parents=True, exist_ok=True)
     if pictures is None:
         pictures = training_crops(recipe), judge.held_back(recipe)
+    if recipe.features.crops:
+        mobile_sam()  # fetched before each process would
     if recipe.processes == 1:
         _process(recipe, pictures, same, 0, "")
         return recipe.out / BEST

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from geosam2_model.errors import InputError
 from geosam2_model.training.data import Source
+from geosam2_model.training.features import FeatureLoss
 from geosam2_model.training.losses import LossWeights
 from geosam2_model.training.prompts import KINDS
 
@@ -103,6 +104,8 @@ class Recipe:
     """Objects of each source that are looked at."""
     loss: LossWeights = field(default_factory=LossWeights)
     """How the parts of the loss count."""
+    features: FeatureLoss = field(default_factory=FeatureLoss)
+    """What the trunk learns of a larger network's features beside."""
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -122,6 +125,7 @@ class Recipe:
         values["sources"] = tuple(_build(Source, s, path) for s in values.get("sources", ()))
         values["phases"] = tuple(_build(Phase, p, path) for p in values.get("phases", ()))
         values["loss"] = _build(LossWeights, values.get("loss", {}), path)
+        values["features"] = _build(FeatureLoss, values.get("features", {}), path)
         return _build(cls, values, path)
 
 
