@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,9 +119,10 @@ def distill(recipe: Recipe, crops: int, steps: int) -> SAM2:
     rng = np.random.default_rng(recipe.seed)
     model = copy.deepcopy(before)
     asked = feature_crops(recipe) or training_crops(recipe)
-    lesson = features.prepare(teacher, asked, crops, rng)
-    loss = learn(model, lesson, steps, rng)
-    error = refit(model, before, lesson, steps // REFIT, rng)
+    with tempfile.TemporaryDirectory() as folder:
+        lesson = features.prepare(teacher, asked, crops, rng, Path(folder) / "lesson")
+        loss = learn(model, lesson, steps, rng)
+        error = refit(model, before, lesson, steps // REFIT, rng)
     print(f"features {loss:.3f} (smooth L1, in deviations), readers {error:.3f} of the variance")
     return model
 

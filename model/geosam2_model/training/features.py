@@ -7,14 +7,12 @@ labels (`distill`) or beside them (`[features]` of a recipe), on pictures of any
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,9 +28,13 @@ GRID = SIZE // 8
 """Cells a side in which features are compared."""
 OUTLIER = 5.0
 """Features are compared in standard deviations, and none counts as further out than so many."""
+FILES = ("pixels.npy", "features.npy")
+"""Of a lesson's folder."""
 FITTED = 256
 """Crops that a reader is fitted to before it is trained."""
-RIDGE = 1e-3
+READING = 0.1
+"""Learning rate of a reader as a part of the others': all channels step together, and add up."""
+RIDGE = 0.03
 """Penalty of that fit, a part of the variance."""
 
 
@@ -50,33 +52,57 @@ class FeatureLoss:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Crops, and what the teacher sees in them."""
+    """Crops, and what the teacher sees in them; on disk, and read as far as they are drawn."""
 
-    pixels: Tensor
+    pixels: data.Array
     """(N, 3, SIZE, SIZE) uint8."""
-    features: Tensor
+    features: data.Array
     """(N, C, GRID, GRID) float16, each channel with mean 0 and deviation 1."""
 
+    @classmethod
+    def read(cls, folder: Path) -> Lesson:
+        """The lesson that `prepare` wrote."""
+        pixels, features = (np.load(folder / name, mmap_mode="r") for name in FILES)
+        return cls(pixels, features)
+
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-        """Crops and features, turned and mirrored together."""
-        chosen = torch.from_numpy(rng.integers(len(self.pixels), size=count))
-        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        both = (x[chosen].float() for x in (self.pixels, self.features))
-        turned = (torch.rot90(x, turns, (2, 3)) for x in both)
-        pixels, features = (x.flip(3) if mirrored else x for x in turned)
+        """Crops and features; never turned, as strides put a cell's features off its middle."""
+        return self.some(rng.integers(len(self.pixels), size=count))
+
+    def some(self, chosen: data.Array) -> tuple[Tensor, Tensor]:
+        """Crops and features of these numbers."""
+        pixels, features = (
+            torch.from_numpy(x[chosen]).float() for x in (self.pixels, self.features)
+        )
         return pixels, features
 
 
 @torch.no_grad()
-def prepare(teacher: TinyViT, crops: data.Crops, count: int, rng: np.random.Generator) -> Lesson:
-    """Draw crops and ask the teacher about them; 1.4 MB each."""
-    pixels = torch.empty((count, 3, SIZE, SIZE), dtype=torch.uint8)
-    features = torch.empty((count, sum(teacher.channels[1:]), GRID, GRID), dtype=torch.float16)
+def prepare(
+    teacher: TinyViT, crops: data.Crops, count: int, rng: np.random.Generator, folder: Path
+) -> Lesson:
+    """Draw crops, ask the teacher about them, and write both to a new folder; 1.4 MB each."""
+    partial = folder.with_name(f"{folder.name}.tmp")
+    partial.mkdir(exist_ok=True)
+    shapes = (3, SIZE, SIZE), (sum(teacher.channels[1:]), GRID, GRID)
+    pixels, features = (
+        np.lib.format.open_memmap(partial / name, "w+", dtype, (count, *shape))
+        for name, dtype, shape in zip(FILES, (np.uint8, np.float16), shapes, strict=True)
+    )
+    moments = np.zeros((2, shapes[1][0]))
     for i in tqdm(range(count), desc="teacher", unit="crop"):
-        pixels[i] = torch.from_numpy(crops.draw(rng, SIZE, 1).pixels)
-        features[i] = seen(teacher, pixels[i : i + 1])[0]
-    _standardise(features)
-    return Lesson(pixels, features)
+        pixels[i] = crops.draw(rng, SIZE, 1).pixels
+        found = seen(teacher, torch.from_numpy(pixels[i])[None])[0].numpy()
+        moments += found.mean((1, 2)) / count, np.square(found, dtype=float).mean((1, 2)) / count
+        features[i] = found
+    mean, square = moments[..., None, None]
+    deviation = np.sqrt(square - mean**2) + 1e-3
+    for one in features:
+        one[:] = ((one - mean) / deviation).clip(-OUTLIER, OUTLIER)
+    pixels.flush()
+    features.flush()
+    partial.rename(folder)
+    return Lesson.read(folder)
 
 
 def seen(teacher: TinyViT, pixels: Tensor) -> Tensor:
@@ -87,60 +113,57 @@ def seen(teacher: TinyViT, pixels: Tensor) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(x.float(), GRID) for x in coarse], dim=1)
 
 
-def _standardise(features: Tensor) -> None:
-    for channel in range(features.shape[1]):  # float32 of all at once would be twice the memory
-        x = features[:, channel].float()
-        x = (x - x.mean()) / (x.std() + 1e-3)
-        features[:, channel] = x.clamp(-OUTLIER, OUTLIER)
-
-
-def kept(path: Path, make: Callable[[], Lesson]) -> Lesson:
-    """The lesson in a file; made and written if there is none."""
-    if path.exists():
-        return Lesson(**load_file(path))
-    lesson = make()
-    partial = path.with_suffix(".tmp")
-    save_file({"pixels": lesson.pixels, "features": lesson.features}, partial)
-    partial.replace(path)
-    return lesson
-
-
 class Reader(nn.Module):
     """Reads features off a trunk, cell by cell.
 
     Args:
-        trunk: Channels of all of its maps together.
+        mean: Of each channel of all of the trunk's maps, (C,).
+        deviation: The same. Channels differ a hundredfold, and steps of one size suit none of them.
         features: Channels of what is read.
 
-    >>> Reader(496, 608).weight.shape
+    >>> Reader(torch.zeros(496), torch.ones(496), 608).weight.shape
     torch.Size([608, 496, 1, 1])
     """
 
-    def __init__(self, trunk: int, features: int) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor, features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(features, trunk, 1, 1))
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("deviation", deviation[:, None, None])
+        self.weight = nn.Parameter(torch.zeros(features, len(mean), 1, 1))
         self.bias = nn.Parameter(torch.zeros(features))
 
     @classmethod
     def fitted(cls, model: SAM2, lesson: Lesson) -> Reader:
         """One that reads a model's trunk as it is, by least squares on the first crops."""
-        reader = cls(sum(model.image_encoder.trunk.channels), lesson.features.shape[1])
-        few = slice(FITTED)
+        channels, count = sum(model.image_encoder.trunk.channels), len(lesson.pixels[:FITTED])
+        total = torch.zeros(channels + 1, channels + 1 + lesson.features.shape[1]).double()
         with torch.no_grad():
-            found = torch.cat([side_by_side(model, x) for x in torch.split(lesson.pixels[few], 8)])
-            x, y = (v.movedim(1, 3).flatten(0, 2).double() for v in (found, lesson.features[few]))
-            mean, deviation = x.mean(0), x.std(0) + 1e-6
-            x = (x - mean) / deviation
-            square = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-            weight = torch.linalg.solve(square, x.T @ y) / deviation[:, None]
-            reader.weight.copy_(weight.T[:, :, None, None])
-            reader.bias.copy_(y.mean(0) - mean @ weight)
+            for chosen in np.split(np.arange(count), range(8, count, 8)):
+                pixels, features = lesson.some(chosen)
+                x, y = (v.movedim(1, 0).flatten(1) for v in (side_by_side(model, pixels), features))
+                x = torch.cat([x, torch.ones_like(x[:1])])
+                total += (x @ torch.cat([x, y]).T).double() / (count * GRID**2)
+        mean, read = total[-1, :channels], total[-1, channels + 1 :]
+        covariance = total[:-1, :channels] - mean[:, None] * mean
+        deviation = covariance.diagonal().clamp(min=1e-12).sqrt()
+        shared = (total[:-1, channels + 1 :] - mean[:, None] * read) / deviation[:, None]
+        correlation = covariance / deviation / deviation[:, None]
+        weight = torch.linalg.solve(correlation + RIDGE * torch.eye(channels).double(), shared)
+        reader = cls(mean.float(), deviation.float(), len(read))
+        reader.weight.data = weight.T[:, :, None, None].float().contiguous()
+        reader.bias.data = read.float()
         return reader
 
     def loss(self, model: SAM2, pixels: Tensor, features: Tensor) -> Tensor:
         """Mean smooth L1 distance of what is read in crops (B, 3, SIZE, SIZE), in deviations."""
-        found = F.conv2d(side_by_side(model, pixels), self.weight, self.bias)
-        return F.smooth_l1_loss(found, features)
+        return F.smooth_l1_loss(self(side_by_side(model, pixels)), features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, GRID, GRID) of `side_by_side` to features."""
+        return F.conv2d((x - self.mean) / self.deviation, self.weight, self.bias)
 
 
 def side_by_side(model: SAM2, pixels: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from geosam2_model.trunks.efficientnet_lite import EfficientNetLite0, load_image
 STATE = "state.safetensors"
 BEST = "best.safetensors"
 LOG = "log.jsonl"
-LESSON = "lesson-{rank}.safetensors"
+LESSON = "lesson-{rank}"
 OLD_BEST = "best.json"
 """Held the best score and its step until they moved into the metadata of `BEST`."""
 
@@ -164,7 +164,8 @@ class Trainer:
         if self.lesson is not None:
             self.reader = features.Reader.fitted(self.model, self.lesson)
             share_first(self.reader)
-            rest.append({"params": list(self.reader.parameters()), "weight_decay": 0.0})
+            reading = {"params": list(self.reader.parameters()), "weight_decay": 0.0}
+            rest.append({**reading, "part": features.READING})
         # not fused: that kernel takes numbers in memory order, and gradients that were averaged
         # lie otherwise in memory than channels-last weights do
         adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), lr=0.0)
@@ -196,15 +197,15 @@ class Trainer:
         open_trunk(self.model, phase)
         for one in self.optimisers:
             for group in one.param_groups:
-                group["lr"] = rate * (phase.trunk_lr if group.get("trunk") else 1)
+                part = phase.trunk_lr if group.get("trunk") else group.get("part", 1.0)
+                group["lr"] = rate * part
             one.zero_grad(set_to_none=True)
         loss, report = self._loss(phase, rng)
         loss.backward()  # type: ignore[no-untyped-call]
         if phase.trunk_lr:
             report |= self._learn_features(rng)
-        trained = list(self._parameters().values())
-        average_gradients(trained)
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        average_gradients(list(self._parameters().values()))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if torch.isfinite(norm):
             for one in self.optimisers:
                 one.step()
@@ -381,13 +382,12 @@ def lesson_of(recipe: Recipe, crops: data.Crops, rank: int) -> features.Lesson |
     count = recipe.features.crops // recipe.processes
     if not count:
         return None
-
-    def make() -> features.Lesson:
-        rng = np.random.default_rng([recipe.seed, rank])
-        asked = feature_crops(recipe) or crops
-        return features.prepare(load_teacher(), asked, count, rng)
-
-    return features.kept(recipe.out / LESSON.format(rank=rank), make)
+    folder = recipe.out / LESSON.format(rank=rank)
+    if folder.exists():
+        return features.Lesson.read(folder)
+    rng = np.random.default_rng([recipe.seed, rank])
+    asked = feature_crops(recipe) or crops
+    return features.prepare(load_teacher(), asked, count, rng, folder)
 
 
 Pictures = tuple[data.Crops, dict[str, list[data.Crop]]]
