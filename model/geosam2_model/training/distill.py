@@ -52,7 +52,7 @@ def learn(model: SAM2, lesson: features.Lesson, steps: int, rng: np.random.Gener
     trunk.requires_grad_(True).train()
     groups = [
         {"params": list(trunk.parameters()), "part": CAREFUL, "weight_decay": 0.0},
-        {"params": list(reader.parameters()), "part": 1.0},
+        {"params": list(reader.parameters()), "part": features.READING},
     ]
     losses = []
     for _ in _steps(torch.optim.AdamW(groups), steps, "trunk"):
