@@ -57,12 +57,12 @@ def photographs(root: Path) -> Iterator[tuple[str, Image.Image]]:
         if path.is_symlink() or path.stat().st_size < LEAST_BYTES:
             continue
         image = Image.open(path).convert("RGB")
-        if min(image.size) < LEAST_SIDE:
-            continue
+        smallest = min(image.size)
         image.thumbnail((MOST_SIDE, MOST_SIDE))
+        if smallest < LEAST_SIDE or busy(image) < BUSY:
+            continue
         thumbnail = np.asarray(image.resize((16, 16)).convert("L"), float).ravel()
-        new = all(np.corrcoef(thumbnail, other)[0, 1] < ALIKE for other in found)
-        if new and busy(image) > BUSY:
+        if all(np.corrcoef(thumbnail, other)[0, 1] < ALIKE for other in found):
             found.append(thumbnail)
             yield f"{len(found):03d}-{path.stem}", image
 
