@@ -1101,6 +1101,10 @@ def guard(runner):
         if time.monotonic() - runner.alive > 40:
             with open(OUT / "stuck.txt", "w") as file:
                 faulthandler.dump_traceback(file)
+                file.flush()
+                # where QGIS itself stands, which is outside Python when it ends
+                stacks = ["gdb", "-p", str(os.getpid()), "-batch", "-ex", "thread apply all bt 25"]
+                subprocess.run(stacks, stdout=file, stderr=subprocess.STDOUT, timeout=60)
             subprocess.run(["import", "-window", "root", str(OUT / "stuck.png")])
             os._exit(98)
 
@@ -1165,7 +1169,14 @@ class Runner:
         self._write()
         empty_project()
         project.setDirty(False)
-        QTimer.singleShot(0, iface.actionExit().trigger)
+        QTimer.singleShot(0, self._exit)
+
+    def _exit(self):
+        """QGIS asks about tasks that still run; these end by themselves, their imagery is gone."""
+        if QgsApplication.taskManager().countActiveTasks():
+            QTimer.singleShot(100, self._exit)
+        else:
+            iface.actionExit().trigger()
 
 
 runner = Runner(SETUP["scenarios"])

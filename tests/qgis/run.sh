@@ -8,10 +8,10 @@ export GEOSAM2_QGIS_OUT="$PWD/.ci/out/qgis"
 mkdir -p "$GEOSAM2_QGIS_OUT"
 
 if ! command -v qgis >/dev/null || ! command -v xdotool >/dev/null || ! command -v xvfb-run >/dev/null \
-    || ! command -v lrelease >/dev/null; then
+    || ! command -v lrelease >/dev/null || ! command -v gdb >/dev/null; then
     apt-get update -q
     timeout 900 apt-get install -yq --no-install-recommends \
-        qgis python3-qgis xvfb xauth xdotool imagemagick python3-venv qttools5-dev-tools \
+        qgis python3-qgis xvfb xauth xdotool imagemagick gdb python3-venv qttools5-dev-tools \
         libegl1 libxkbcommon0 libdbus-1-3
 fi
 # QGIS lives in Debian's Python, which is another one than the project's
