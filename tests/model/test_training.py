@@ -386,6 +386,14 @@ def test_a_recipe_that_is_not_there_is_refused_in_a_sentence(
         keep_training(tmp_path / "split.json")
 
 
+def test_a_source_that_is_not_there_leaves_no_run_behind(tmp_path: Path, start: str) -> None:
+    source = data.Source(tmp_path / "nowhere", unlabelled=True, proposals=1.0)
+    recipe = replace(tiny(tmp_path / "run", 1), start=start, sources=(source,))
+    with pytest.raises(InputError, match=r"no folder .*nowhere/images"):
+        loop.train(recipe)
+    assert not recipe.out.exists()
+
+
 def test_shipped_recipes_can_be_read() -> None:
     from geosam2_model import training
 

@@ -5,6 +5,7 @@ works as it does for a person. Clicks and keys go through xdotool, that is throu
 Results go to a JSON file that test_desktop.py reads. What must be known comes in $GEOSAM2_DRIVE.
 """
 
+import contextlib
 import faulthandler
 import json
 import math
@@ -1104,7 +1105,8 @@ def guard(runner):
                 file.flush()
                 # where QGIS itself stands, which is outside Python when it ends
                 stacks = ["gdb", "-p", str(os.getpid()), "-batch", "-ex", "thread apply all bt 25"]
-                subprocess.run(stacks, stdout=file, stderr=subprocess.STDOUT, timeout=60)
+                with contextlib.suppress(OSError, subprocess.SubprocessError):  # end in any case
+                    subprocess.run(stacks, stdout=file, stderr=subprocess.STDOUT, timeout=60)
             subprocess.run(["import", "-window", "root", str(OUT / "stuck.png")])
             os._exit(98)
 

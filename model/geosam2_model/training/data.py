@@ -189,8 +189,18 @@ class Source:
     """There is no label folder at all."""
 
     def pictures(self, keep: Callable[[str], bool] = lambda stem: True) -> Iterator[Picture]:
-        """Its images with people's labels alone; `keep` is asked for each file's stem."""
-        for path in sorted((self.path / "images").iterdir()):
+        """Its images with people's labels alone; `keep` is asked for each file's stem.
+
+        Raises:
+            InputError: If there is no such folder, or an image cannot be read.
+        """
+        images = self.path / "images"
+        if not images.is_dir():
+            raise InputError(
+                f"there is no folder {images}; paths in a recipe are relative to the working "
+                "directory."
+            )
+        for path in sorted(images.iterdir()):
             if path.suffix.lower() not in SUFFIXES or not keep(path.stem):
                 continue
             raster = self.path / self.labels / f"{path.stem}.tif"

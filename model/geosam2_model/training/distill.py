@@ -89,8 +89,8 @@ def refit(
 
 
 def _read_off(model: SAM2, pixels: Tensor) -> list[Tensor]:
-    features = model.encode(pixels)
-    return [features.embedding, *features.high_res, *(features.trunk or ())]
+    found = model.encode(pixels)
+    return [found.embedding, *found.high_res, *(found.trunk or ())]
 
 
 def _steps(optimiser: torch.optim.Optimizer, count: int, name: str) -> Iterator[int]:

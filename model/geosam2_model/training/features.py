@@ -43,7 +43,8 @@ class FeatureLoss:
     """How much of a larger network's features a run learns beside the labels."""
 
     crops: int = 0
-    """Crops that the larger network is asked about, 1.4 MB each; 0 learns from labels alone."""
+    """Crops that the larger network is asked about, 1.4 MB each; 0 learns from labels alone. They
+    are kept beside the run: one that goes on asks for no others."""
     batch: int = 6
     """Crops a step and process."""
     weight: float = 2.0
@@ -118,7 +119,7 @@ class Reader(nn.Module):
 
     Args:
         mean: Of each channel of all of the trunk's maps, (C,).
-        deviation: The same. Channels differ a hundredfold, and steps of one size suit none of them.
+        deviation: The same, so that steps of one size suit every channel.
         features: Channels of what is read.
 
     >>> Reader(torch.zeros(496), torch.ones(496), 608).weight.shape

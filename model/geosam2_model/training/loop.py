@@ -464,9 +464,9 @@ def train(recipe: Recipe, pictures: Pictures | None = None) -> Path:
         RuntimeError: If a process died; its own message is on stderr.
     """
     same = identity_of(recipe, pictures)
-    recipe.out.mkdir(parents=True, exist_ok=True)
     if pictures is None:
         pictures = training_crops(recipe), judge.held_back(recipe)
+    recipe.out.mkdir(parents=True, exist_ok=True)
     if recipe.features.crops:
         mobile_sam()  # fetched before each process would
     if recipe.processes == 1:
