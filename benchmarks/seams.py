@@ -57,7 +57,7 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 
 import geosam2
-from geosam2 import quality, regions
+from geosam2 import quality
 from geosam2.cache import EmbeddingCache, FrameEncoder
 from geosam2.masklet import Masklet, PanOptions
 from geosam2.prompts import FramePrompt, Prompt, network_prompts
@@ -317,7 +317,8 @@ def frame_masks(
     kept: list[np.ndarray] = []
     for n in np.argsort(-ious):
         mask = logits[n] > 0
-        if (point or ious[n] >= 0.5) and all(regions.iou(mask, logits[k] > 0) < 0.7 for k in kept):
+        other = all(quality.mask_iou(mask, logits[k] > 0) < 0.7 for k in kept)
+        if (point or ious[n] >= 0.5) and other:
             kept.append(n)
     affine = frame.geobox.affine
     quarter = Affine(affine.a * 4, 0, affine.c, 0, affine.e * 4, affine.f)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geosam2.errors import GeoreferenceError, SourceError, import_optional
-from geosam2.regions import iou
+from geosam2.quality import mask_iou
 
 if TYPE_CHECKING:
     from geosam2_model import SAM2
@@ -193,7 +193,7 @@ def converse(answer: Answerer, truth: Mask, first: Click, count: int) -> tuple[l
         found = answer(clicks)
         if turn == 0:
             opening = found
-        ious.append(iou(found, truth))
+        ious.append(mask_iou(found, truth))
         if len(ious) < count:
             click = next_click(found, truth)
             if click is None:
@@ -711,7 +711,7 @@ def _judge(
         answer = who.solve(picture) if hasattr(who, "solve") else OnCrop(who, picture)
         answer = _pasted(answer, square, truth.shape)
     ious, opening = converse(answer, truth, first, options.clicks)
-    at_centre = iou(answer([centre]), truth)
+    at_centre = mask_iou(answer([centre]), truth)
     return Verdict(
         labelled.source,
         labelled.human,

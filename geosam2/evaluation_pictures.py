@@ -23,7 +23,7 @@ from geosam2.evaluation import (
     read_raster,
 )
 from geosam2.files import whole
-from geosam2.regions import iou
+from geosam2.quality import mask_iou
 
 if TYPE_CHECKING:
     from geosam2_model import SAM2
@@ -98,7 +98,7 @@ def _short(source: str) -> str:
 
 def _said(answered: Answered, truth: Mask) -> str:
     count = len(answered.clicks)
-    return f"{count} click{'s' * (count > 1)}: {iou(answered.found, truth):.2f}"
+    return f"{count} click{'s' * (count > 1)}: {mask_iou(answered.found, truth):.2f}"
 
 
 def _asked(

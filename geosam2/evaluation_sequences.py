@@ -24,7 +24,7 @@ from geosam2.evaluation import (
     read_raster,
     short_names,
 )
-from geosam2.regions import iou
+from geosam2.quality import mask_iou
 from geosam2.tiling import FrameGrid, FrameIndex
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def judge_video(folder: Path, model: SAM2) -> dict[str, float]:
         for name, mask in zip(result.object_ids, result.masks.numpy(), strict=True):
             number = int(str(name))
             truth = truths[result.frame] == number
-            regions[number].append(iou(mask, truth))
+            regions[number].append(mask_iou(mask, truth))
             outlines[number].append(boundary_f(mask, truth))
     J = float(np.mean([np.mean(v) for v in regions.values()]))
     F = float(np.mean([np.mean(v) for v in outlines.values()]))
@@ -238,7 +238,7 @@ def _pan_and_click(
         cx, cy, _ = centre_click(_of_frame(truth, grid, index, scene))
         again = segmenter.predict(replace(prompt, points=(affine * (cx, cy),)), level=0)[0]
         alone = on_grid(again.masklet, scene)
-        pairs.append((iou(found[part], truth[part]), iou(alone[part], truth[part])))
+        pairs.append((mask_iou(found[part], truth[part]), mask_iou(alone[part], truth[part])))
     return pairs, float((truth & covered).sum() / truth.sum())
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from geosam2 import regions
 from geosam2.prompts import MASK_STEP, FramePrompt, apply_affine, network_prompts
+from geosam2.quality import mask_iou
 
 if TYPE_CHECKING:
     from geosam2_model import SAM2, Decoded, ImageFeatures
@@ -111,7 +112,7 @@ class Look:
         for _ in range(rounds):
             trusted = regions.grown(trusted, REACH)
             before, answer = answer, self._ask(self._told(answer, trusted), multimask=False)[0]
-            same = regions.iou(before.logits > 0, answer.logits > 0)
+            same = mask_iou(before.logits > 0, answer.logits > 0)
             calm = calm + 1 if same > CALM else 0
             if calm == 2:
                 break
@@ -143,7 +144,7 @@ class Look:
         here, there = (logits > 0) & decided, (self.known > 0) & decided
         # an arm of the object that only this frame knows is no disagreement
         touching = regions.reachable(here, there, gap=1)
-        return Answer(one, logits, regions.iou(touching, there, self.weight))
+        return Answer(one, logits, mask_iou(touching, there, self.weight))
 
 
 def cut_down(logits: FloatArray, seeds: BoolArray) -> FloatArray:

@@ -18,7 +18,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from geosam2 import __version__, regions
+from geosam2 import __version__
 from geosam2.cache import EncodedFrame, FrameEncoder
 from geosam2.errors import InterruptedRunError, PromptError, SourceError
 from geosam2.looking import LIMIT, Answer, Look, places_in
@@ -41,7 +41,7 @@ from geosam2.prompts import (
     check_valid,
     locate,
 )
-from geosam2.quality import stability_score
+from geosam2.quality import mask_iou, stability_score
 from geosam2.state import read_state, report_from, write_state
 from geosam2.tiling import FrameGrid, FrameIndex
 
@@ -464,7 +464,7 @@ class Panning:
             return 0.0, False
         window = self.grid.window(a) & self.grid.window(b)
         first, second = (self._cut(index, window) > 0 for index in (a, b))
-        return regions.iou(first, second), bool((first & second).any())
+        return mask_iou(first, second), bool((first & second).any())
 
     def _cut(self, index: FrameIndex, window: Any) -> FloatArray:
         patch = self.mosaic.patches[index]

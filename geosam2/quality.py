@@ -34,15 +34,17 @@ class Review(enum.Enum):
     """Not what was meant."""
 
 
-def mask_iou(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
-    """Intersection over union of two masks (H, W); two empty ones agree: 1.
+def mask_iou(
+    first: npt.NDArray[Any], second: npt.NDArray[Any], weight: npt.NDArray[Any] | float = 1.0
+) -> float:
+    """Intersection over union of masks (H, W), cells counted by their weight; two empty ones: 1.
 
     >>> mask_iou(np.array([[1, 1, 0]]), np.array([[0, 1, 1]]))  # doctest: +ELLIPSIS
     0.333...
     """
     first, second = first.astype(bool), second.astype(bool)
-    either = int((first | second).sum())
-    return int((first & second).sum()) / either if either else 1.0
+    either = float(((first | second) * weight).sum())
+    return float(((first & second) * weight).sum()) / either if either > 0 else 1.0
 
 
 def stability_score(logits: npt.NDArray[Any], offset: float = 1.0, level: float = 0.0) -> float:

@@ -22,7 +22,7 @@ from geosam2.looking import LIMIT, places_in
 from geosam2.masklet import UNREAD, FrameReport, Masklet, Step
 from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, network_prompts
-from geosam2.quality import stability_score
+from geosam2.quality import mask_iou, stability_score
 from geosam2.state import read_state, report_from, write_state
 from geosam2.tiling import FrameGrid, FrameIndex
 
@@ -145,7 +145,7 @@ class Refining:
             predicted_iou=float(out.predicted_iou[0, 0]),
             stability=stability_score(logits),
             object_score=float(out.object_score[0]),
-            agreement=regions.iou(logits > 0, known > 0),
+            agreement=mask_iou(logits > 0, known > 0),
             cells=int((logits > 0).sum()),
         )
         if report.agreement < KEEPS:

@@ -171,16 +171,6 @@ def deepest(mask: BoolArray, *, count: int = 1, apart: int = 16) -> list[tuple[i
     return found
 
 
-def iou(a: BoolArray, b: BoolArray, weight: Any = 1.0) -> float:
-    """Intersection over union of two masks, each cell counted by its weight; 1 if both are empty.
-
-    >>> iou(np.array([1, 1, 0], bool), np.array([0, 1, 1], bool))
-    0.3333333333333333
-    """
-    union = float(((a | b) * weight).sum())
-    return float(((a & b) * weight).sum()) / union if union > 0 else 1.0
-
-
 def grown(mask: BoolArray, by: int) -> BoolArray:
     """The mask and all cells within `by` of it (a square)."""
     return _spread(_spread(mask, by).T, by).T

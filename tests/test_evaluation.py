@@ -42,7 +42,7 @@ from geosam2.evaluation import (
     usable_ids,
 )
 from geosam2.evaluation_pictures import worst
-from geosam2.regions import iou
+from geosam2.quality import mask_iou
 from geosam2.testing.colour_model import ColourModel
 
 
@@ -113,9 +113,9 @@ def test_boundary_f_of_an_object_is_that_of_davis_in_a_square_around_it(seed: in
 def test_iou_follows_from_precision_and_recall_of_pairs(seed: int) -> None:
     found, truth = masks(seed)
     tp, fp, fn = (found & truth).sum(), (found & ~truth).sum(), (truth & ~found).sum()
-    assert iou(found, truth) == pytest.approx(tp / (tp + fp + fn))
-    assert iou(truth, truth) == 1.0
-    assert iou(np.zeros_like(truth), np.zeros_like(truth)) == 1.0
+    assert mask_iou(found, truth) == pytest.approx(tp / (tp + fp + fn))
+    assert mask_iou(truth, truth) == 1.0
+    assert mask_iou(np.zeros_like(truth), np.zeros_like(truth)) == 1.0
 
 
 def test_depth_is_the_distance_to_the_outside_and_to_the_edge_of_the_image() -> None:
@@ -438,4 +438,4 @@ def test_rivals_answer_the_same_clicks(folder: Path) -> None:
         assert found.shape == truth.shape
         assert found[40, 38], name
         assert not found[40, 73], name
-        assert iou(found, truth) > 0.2, name  # GrabCut also takes the other squares
+        assert mask_iou(found, truth) > 0.2, name  # GrabCut also takes the other squares

@@ -21,6 +21,7 @@ from geosam2.commands.options import (
 
 if TYPE_CHECKING:
     from geosam2.cluster import Progress
+    from geosam2.levels import Level
     from geosam2.steps import Job
 
 
@@ -126,24 +127,18 @@ def command(
         check_output(output, replaceable=overwrite or dry_run)
     scene = scene_from(source, options)
     chosen = one_level(scene, level, gsd)
-    if chosen.index == 0 and scene.gsd >= COARSE and not is_quiet():
-        click.echo(
-            f"pixels are {scene.gsd:.3g} m: things of less than {SMALL} of them, "
-            f"{SMALL * scene.gsd:.3g} m, are found better with --level x2",
-            err=True,
-        )
+    _hint(scene, chosen)
     if prompts is not None:
         refuse_others(WITH_PROMPTS, "says nothing about --prompts; leave it out")
         assert output is not None
         where = {"workers": workers, "scheduler": scheduler, "resume": resume, "level": chosen}
-        kept = folder or output.with_name(f"{output.name}.run")
+        kept = folder or _beside(output)
         _prompted(scene, prompts, output, kept, overwrite, model=model, **where)
         if not keep:
             remove(kept)
         return
-    coverage = () if no_coverage else None
     given = {
-        "coverage": coverage,
+        "coverage": () if no_coverage else None,
         "min_iou": min_iou,
         "min_stability": min_stability,
         "min_score": min_score,
@@ -151,10 +146,11 @@ def command(
     }
     choices: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with contextlib.ExitStack() as stack:
-        if folder is None and output is not None and not dry_run:
-            folder = output.with_name(output.name + ".run")
-        if folder is None or dry_run:
+        if dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geosam2_")))
+        elif folder is None:
+            assert output is not None
+            folder = _beside(output)
         job = plan(
             scene,
             folder,
@@ -189,6 +185,21 @@ WITH_PROMPTS = (
     *("folder", "resume", "keep", "overwrite"),
 )
 """Parameters that mean something with --prompts, beside those that say how a scene is opened."""
+
+
+def _hint(scene: Any, level: Level) -> None:
+    """Say that small things of coarse imagery are found better enlarged."""
+    if level.index == 0 and scene.gsd >= COARSE and not is_quiet():
+        click.echo(
+            f"pixels are {scene.gsd:.3g} m: things of less than {SMALL} of them, "
+            f"{SMALL * scene.gsd:.3g} m, are found better with --level x2",
+            err=True,
+        )
+
+
+def _beside(output: Path) -> Path:
+    """The folder of a run for which none was named."""
+    return output.with_name(f"{output.name}.run")
 
 
 def _points(text: str | None) -> tuple[int, ...] | None:
