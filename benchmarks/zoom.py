@@ -28,6 +28,7 @@ import numpy as np
 from geosam2 import evaluation, testing, zoom
 from geosam2.cache import EmbeddingCache
 from geosam2.prompts import Prompt
+from geosam2.quality import mask_iou
 from geosam2.segmenter import FrameMask, Segmenter
 
 TURNS = (0, 2, 4)
@@ -88,7 +89,7 @@ class Watched:
             self.source,
             turn,
             tuple(look.level.label for look in looks),
-            np.array([evaluation.iou(mask, self.truth) for mask in found]),
+            np.array([mask_iou(mask, self.truth) for mask in found]),
             zoom.features(looks),
             chosen,
         )
