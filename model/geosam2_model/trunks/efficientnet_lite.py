@@ -25,7 +25,7 @@ IMAGENET_STD = 128.0
 BATCH_NORM_EPS = 1e-3
 CACHED_BYTES = 4 * 2**20
 """Of one block's hidden channels, when it goes through an image by strips of rows."""
-PRECISE = 3
+PRECISE = 5
 """The stem and so many blocks keep float32 weights in a network of fewer bits. Rounded to bfloat16
 these weights alone do most of what that does to masks; `model/LOG.md` has the figures."""
 
