@@ -317,8 +317,8 @@ def frame_masks(
     kept: list[np.ndarray] = []
     for n in np.argsort(-ious):
         mask = logits[n] > 0
-        other = all(quality.mask_iou(mask, logits[k] > 0) < 0.7 for k in kept)
-        if (point or ious[n] >= 0.5) and other:
+        new = all(quality.mask_iou(mask, logits[k] > 0) < 0.7 for k in kept)
+        if (point or ious[n] >= 0.5) and new:
             kept.append(n)
     affine = frame.geobox.affine
     quarter = Affine(affine.a * 4, 0, affine.c, 0, affine.e * 4, affine.f)

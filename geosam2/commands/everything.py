@@ -15,6 +15,7 @@ from geosam2.commands.options import (
     STOPPED,
     is_quiet,
     refuse_others,
+    run_folder,
     scene_from,
     scene_options,
 )
@@ -132,7 +133,7 @@ def command(
         refuse_others(WITH_PROMPTS, "says nothing about --prompts; leave it out")
         assert output is not None
         where = {"workers": workers, "scheduler": scheduler, "resume": resume, "level": chosen}
-        kept = folder or _beside(output)
+        kept = folder or run_folder(output)
         _prompted(scene, prompts, output, kept, overwrite, model=model, **where)
         if not keep:
             remove(kept)
@@ -150,7 +151,7 @@ def command(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geosam2_")))
         elif folder is None:
             assert output is not None
-            folder = _beside(output)
+            folder = run_folder(output)
         job = plan(
             scene,
             folder,
@@ -195,11 +196,6 @@ def _hint(scene: Any, level: Level) -> None:
             f"{SMALL * scene.gsd:.3g} m, are found better with --level x2",
             err=True,
         )
-
-
-def _beside(output: Path) -> Path:
-    """The folder of a run for which none was named."""
-    return output.with_name(f"{output.name}.run")
 
 
 def _points(text: str | None) -> tuple[int, ...] | None:

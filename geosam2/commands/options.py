@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -89,6 +90,15 @@ STOPPED = 130
 def is_quiet() -> bool:
     """Whether `geosam2 -q` was asked for."""
     return bool(click.get_current_context().find_root().params.get("quiet"))
+
+
+def run_folder(output: str | Path) -> Path:
+    """Where a run is kept for which no folder was named: beside what it writes.
+
+    >>> run_folder("lake.geojson").name
+    'lake.geojson.run'
+    """
+    return Path(f"{output}.run")
 
 
 def refuse_others(allowed: Collection[str], why: str) -> None:

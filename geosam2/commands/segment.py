@@ -19,6 +19,7 @@ from geosam2.commands.options import (
     is_quiet,
     max_frames_option,
     refuse_others,
+    run_folder,
     scene_from,
     scene_options,
 )
@@ -199,7 +200,7 @@ def _segmenter(asked: _Asked) -> Segmenter:
 def _folder(asked: _Asked) -> Path | None:
     if asked.state:
         return Path(asked.state)
-    return None if asked.output == "-" else Path(f"{asked.output}.run")
+    return None if asked.output == "-" else run_folder(asked.output)
 
 
 def _stored_task(folder: Path | None) -> Task:
