@@ -245,7 +245,7 @@ def read_prompts(path: str | Path, *, crs: Any = None, pixels: bool = False) -> 
 
     Args:
         path: GeoJSON or another file that `read_vector` reads, or text.
-        crs: CRS of the coordinates; None = as the file says, else longitude and latitude for
+        crs: CRS of coordinates whose file does not say its own; None = longitude and latitude for
             GeoJSON and the scene's for others.
         pixels: They are for a scene without CRS: a file that does not say its CRS holds pixels.
 
@@ -276,11 +276,10 @@ def _stored(path: str, crs: Any, pixels: bool) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         if not is_text and Path(path).suffix.lower() not in _JSON:
             layer = read_vector(path, pixels=pixels)
-            return json.loads(layer.to_json(default=str)), layer.crs if crs is None else crs
+            return json.loads(layer.to_json(default=str)), crs if layer.crs is None else layer.crs
         raise PromptError(f"prompts {path[:80]}: not a readable GeoJSON file ({error})") from error
-    if crs is None and isinstance(stored, dict):
-        crs = _own_crs(stored) or (None if pixels else "EPSG:4326")
-    return stored, crs
+    own = _own_crs(stored) if isinstance(stored, dict) else None
+    return stored, own or crs or (None if pixels else "EPSG:4326")
 
 
 def _own_crs(stored: dict[str, Any]) -> str | None:

@@ -255,6 +255,8 @@ def test_prompts_of_any_vector_file(tmp_path: Path) -> None:
         (1, ((1.0, 2.0),), None),
         (2, ((3.0, 4.0),), None),
     ]
+    assert [p.crs.to_epsg() for p in read_prompts(tmp_path / "a.gpkg", crs=4326)] == [32633] * 2
+    assert [p.crs.to_epsg() for p in read_prompts(tmp_path / "a.csv", crs=4326)] == [4326] * 2
     lines = [json.dumps(one) for one in layer.to_geo_dict()["features"]]
     (tmp_path / "a.geojsonl").write_text("\n".join(lines))
     assert [p.points for p in read_prompts(tmp_path / "a.geojsonl")] == [clicks.points, ()]

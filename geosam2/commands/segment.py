@@ -60,7 +60,11 @@ _STOPPED = "stopped"
     help="Vector file of points, boxes or polygons, or a CSV file of points; each feature one "
     "object.",
 )
-@click.option("--crs", help="CRS of points and boxes; default that of the scene.")
+@click.option(
+    "--crs",
+    help="CRS of points and boxes, and of --prompts that do not say their own; default that of "
+    "the scene.",
+)
 @click.option("-o", "--output", default="-", show_default=True, help="Vector file; - = stdout.")
 @click.option("--level", default="auto", show_default=True, help="auto, a number or a label.")
 @click.option("--gsd", type=float, help="Metres per pixel to look at, in place of --level.")
