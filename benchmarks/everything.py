@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import os
 import random
@@ -36,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,9 @@ from geosam2.drawing import figures as figures_of
 from geosam2.everything import collect, executor_for, identity, plan, start, tables
 from geosam2.linking import UnionFind
 from geosam2.outlines import of_figures, of_labels
-from geosam2.part_table import read_objects, read_parts, write_parts
-from geosam2.parts import FrameKey, Layout, Part, overlap_iou
-from geosam2.settling import SAME, Borders, Object, compare_within, row_of, settle
+from geosam2.part_table import read_parts, write_parts
+from geosam2.parts import FrameKey, Layout, Part
+from geosam2.settling import Borders, Object, compare_within, row_of, settle
 from geosam2.steps import Job, around, network_of
 from geosam2.testing import synthetic_scene, write_geotiff, write_repeated_vrt
 from geosam2.testing.oracle import ColourOracle, colour_scene
@@ -76,65 +75,42 @@ def finish(job: Job) -> geopandas.GeoDataFrame:
     return collect(job)
 
 
-def linked(job: Job) -> Result:
-    """The finished run, with the frames that show each object."""
-    nodes = [*job.blocks.in_order(), *job.blocks.nodes()]
-    everywhere = list(job.blocks.in_order())
-    parts: dict[FrameKey, list[Part]] = {}
-    for part in (p for block in everywhere for p in read_parts(job.path("find", block))):
-        parts.setdefault(part.frame, []).append(part)
-    frames = {
-        "{}_{}_{}".format(*o.name): showing(o, parts)
-        for node in nodes
-        if job.path("settle", node).exists()
-        for o in read_objects(job.path("settle", node), everywhere)
-    }
-    found = list(tables(job))
-    shapes = [shape for table in found for shape in table.geometry]
-    names = [name for table in found for name in table["name"]]
-    return Result(np.array(shapes, dtype=object), [frames[name] for name in names])
-
-
-def showing(found: Object, parts: dict[FrameKey, list[Part]]) -> frozenset[FrameKey]:
-    """Frames that an object's masks are of, and those with another account of the same thing."""
-    frames = {key[:2] for key in found.parts}
-    if len(found.parts) == 1:
-        row, col, rank = found.name
-        own = next(part for part in parts[row, col] if part.rank == rank)
-        for key in itertools.product((row - 1, row, row + 1), (col - 1, col, col + 1)):
-            if any(overlap_iou(own, other) > SAME for other in parts.get(key, [])):
-                frames.add(key)
-    return frozenset(frames)
+def linked(job: Job) -> Shapes:
+    """Polygons of the finished run."""
+    return np.array([shape for table in tables(job) for shape in table.geometry], dtype=object)
 
 
 # --- baselines on the same masks
 
 
-def part_outlines(job: Job, *, cores: bool) -> Result:
-    """Each frame's masks as polygons; `cores` cuts them so that frames do not overlap."""
+def part_outlines(job: Job, *, cores: bool) -> tuple[Shapes, list[FrameKey]]:
+    """Each frame's masks as polygons, and the frame of each.
+
+    `cores` cuts them so that frames do not overlap.
+    """
     layout, blocks = job.layout, job.blocks
-    shapes, frames = [], []
+    shapes: list[Any] = []
+    frames: list[FrameKey] = []
     for block in blocks.in_order():
         for part in read_parts(job.path("find", block)):
             box = layout.core(part.frame) if cores else layout.frame(part.frame)
             figure = Figure(_lone(part.key), (part,))
             found = of_figures([figure], box, layout, job.grid.level)
             shapes += list(found.values())
-            frames += [frozenset([part.frame])] * len(found)
-    return Result(np.array(shapes, dtype=object), frames)
+            frames += [part.frame] * len(found)
+    return np.array(shapes, dtype=object), frames
 
 
 def _lone(key: Any) -> Object:
     return Object(key, (key,), 0.0, 1.0, 1.0, 1, 0, 1.0, None)
 
 
-def merged_by_rule(job: Job) -> Result:
+def merged_by_rule(job: Job) -> Shapes:
     """The usual vector rule: union on intersection over the smaller area.
 
     0.15 if both are large, 0.5 if one is small, 0.03 if they also span the seam.
     """
-    found = part_outlines(job, cores=False)
-    shapes, frames = found.shapes, [next(iter(own)) for own in found.frames]
+    shapes, frames = part_outlines(job, cores=False)
     large = 64**2 * job.grid.level.cell_size**2
     areas = shapely.area(shapes)
     groups = UnionFind()
@@ -149,13 +125,12 @@ def merged_by_rule(job: Job) -> Result:
         )
         if smaller >= limit:
             groups.join(int(i), int(j))
-    return _unions(found, groups)
+    return _unions(shapes, groups)
 
 
-def merged_by_contact(job: Job, pixels: int = 5) -> Result:
+def merged_by_contact(job: Job, pixels: int = 5) -> Shapes:
     """Sam-mosaic's rule, after its documentation: what touches along the seam is one object."""
-    found = part_outlines(job, cores=True)
-    shapes, frames = found.shapes, found.frames
+    shapes, frames = part_outlines(job, cores=True)
     groups = UnionFind()
     a, b = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     other = [i < j and frames[i] != frames[j] for i, j in zip(a, b, strict=True)]
@@ -165,20 +140,18 @@ def merged_by_contact(job: Job, pixels: int = 5) -> Result:
     touching = contact >= pixels * _cell(job)
     for i, j in zip(a[touching], b[touching], strict=True):
         groups.join(int(i), int(j))
-    return _unions(found, groups)
+    return _unions(shapes, groups)
 
 
 def _cell(job: Job) -> float:
     return job.grid.level.cell_size
 
 
-def _unions(found: Result, groups: UnionFind) -> Result:
+def _unions(shapes: Shapes, groups: UnionFind) -> Shapes:
     members: dict[int, list[int]] = {}
-    for i in range(len(found.shapes)):
+    for i in range(len(shapes)):
         members.setdefault(groups.find(i), []).append(i)
-    shapes = [shapely.union_all(found.shapes[own]) for own in members.values()]
-    frames = [frozenset().union(*(found.frames[i] for i in own)) for own in members.values()]
-    return Result(np.array(shapes, dtype=object), frames)
+    return np.array([shapely.union_all(shapes[own]) for own in members.values()], dtype=object)
 
 
 def _spans(job: Job, one: Any, other: Any, shapes: Shapes, i: int, j: int) -> bool:
@@ -193,27 +166,19 @@ def _spans(job: Job, one: Any, other: Any, shapes: Shapes, i: int, j: int) -> bo
 # --- figures
 
 
-@dataclass(frozen=True)
-class Result:
-    """Polygons, and for each the frames that show it."""
-
-    shapes: Shapes
-    frames: list[frozenset[FrameKey]]
-
-
-def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
+def figures(found: Shapes, truth: Shapes, job: Job) -> dict[str, float | None]:
     """Recall, precision and seams of one result.
 
     `split_rate` is the share of the true objects crossing a seam that came out as several
-    polygons, for whatever reason. `divided_by_seam` is the share that the seams alone are to blame
-    for: two of the polygons meet, and no frame saw both of them, so no look of the network ever
-    told them apart. (A building that every frame shows as two roofs is in the first alone.)
+    polygons, for whatever reason: a building with two roofs, as a rule. `parted_by_seam` is the
+    share of which two polygons meet along a seam, `parted_by_chance` along lines where none is.
     """
-    found, grid = result.shapes, job.grid
+    grid, cell = job.grid, _cell(job)
     extent = shapely.box(*job.scene.bounds)
     lines = quality.seam_lines(grid.bounds(index) for index in grid.indices())
     frames = shapely.intersection(lines, extent)
     cores = quality.seam_lines(grid.level.bounds_of(grid.core(index)) for index in grid.indices())
+    seams = shapely.union(frames, cores)
     crossing = shapely.intersects(truth, frames)
     matched = {t for _, t, _ in quality.matches(found, truth, 0.5)}
     hit = np.isin(np.arange(len(truth)), list(matched))
@@ -225,37 +190,31 @@ def figures(result: Result, truth: Shapes, job: Job) -> dict[str, float | None]:
         "recall_50_inside": _mean(hit[~crossing]),
         "recall_50_crossing": _mean(hit[crossing]),
         "split_rate": quality.split_rate(found, truth, frames),
-        "divided_by_seam": divided_by_seam(result, truth[crossing], 3 * _cell(job)),
+        "parted_by_seam": quality.parted_rate(found, truth[crossing], seams, 2 * cell),
+        "parted_by_chance": quality.parted_rate(
+            found, truth[crossing], moved_lines(seams, job), 2 * cell
+        ),
         "duplicates": quality.duplicates(found),
-        **straight_edges(found, shapely.union(frames, cores), extent, job),
+        **straight_edges(found, seams, extent, job),
     }
     return {k: None if np.isnan(v) else round(float(v), 4) for k, v in out.items()}
+
+
+def moved_lines(seams: Any, job: Job) -> Any:
+    """The same lines where no seam is."""
+    aside = job.layout.stride / 5 * _cell(job)
+    return shapely.transform(seams, lambda points: points + aside)
 
 
 def straight_edges(found: Shapes, seams: Any, extent: Any, job: Job) -> dict[str, float]:
     """Outline along seams, and along the same lines moved to where no seam is."""
     cell = _cell(job)
     rim = shapely.buffer(extent.boundary, 4 * cell)  # masks end with the data, to a cell
-    aside = shapely.transform(seams, lambda points: points + job.layout.stride / 5 * cell)
+    aside = moved_lines(seams, job)
     return {
         name: quality.straight_edge(found, lines, cell, edge=rim)
         for name, lines in (("straight_edge", seams), ("straight_by_chance", aside))
     }
-
-
-def divided_by_seam(result: Result, truth: Shapes, reach: float) -> float:
-    """Share of the true objects with two polygons that meet and that no frame saw together."""
-    tree = shapely.STRtree(result.shapes)
-    seen = split = 0
-    for one in truth:
-        pieces = [i for i in tree.query(one, "intersects") if _piece_of(result.shapes[i], one)]
-        seen += bool(pieces)
-        split += any(
-            result.frames[i].isdisjoint(result.frames[j])
-            and shapely.dwithin(result.shapes[i], result.shapes[j], reach)
-            for i, j in itertools.combinations(pieces, 2)
-        )
-    return split / seen if seen else float("nan")
 
 
 def centred(job: Job, truth: Shapes) -> dict[str, float]:
@@ -336,7 +295,7 @@ def compare(name: str, job: Job, truth: Shapes) -> dict[str, Any]:
     results = {
         "linked": linked(job),
         "no_judge": linked(unjudged),
-        "plain_tiling": part_outlines(job, cores=True),
+        "plain_tiling": part_outlines(job, cores=True)[0],
         "vector_rule": merged_by_rule(job),
         "contact_rule": merged_by_contact(job),
     }
@@ -345,8 +304,8 @@ def compare(name: str, job: Job, truth: Shapes) -> dict[str, Any]:
         "truth": len(truth),
         "cpu_seconds_per_frame": round(seconds / len(job.grid), 3),
         "coverage": round(table.attrs.get("coverage", 0.0), 4),
-        "ap_50": average_precision(results["linked"].shapes, table.score, truth, 0.5),
-        "ap_75": average_precision(results["linked"].shapes, table.score, truth, 0.75),
+        "ap_50": average_precision(results["linked"], table.score, truth, 0.5),
+        "ap_75": average_precision(results["linked"], table.score, truth, 0.75),
     }
     if name == "banepa":
         out["centred"] = centred(job, truth)
@@ -848,7 +807,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     """The figures that count. Seams: of the real network on the drone scene, and of exact masks."""
     real = results.get("banepa", results.get("synthetic", {}))
     exact = results.get("oracle", {})
-    names = ("split_rate", "duplicates", "recall_50")
+    names = ("split_rate", "parted_by_seam", "duplicates", "recall_50")
     return {
         **{name: real.get("linked", {}).get(name) for name in names},
         "phase_iou": results.get("shifted", {}).get("phase_iou"),

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import geopandas
 
 Geometries: TypeAlias = npt.NDArray[np.object_]
+Rows: TypeAlias = npt.NDArray[np.intp]
 Line: TypeAlias = tuple[float, float, float, float]
 
 
@@ -132,14 +134,62 @@ def split_rate(
         0..1; NaN if no object that was found at all crosses a seam.
     """
     crossing = truth[shapely.intersects(truth, seams)]
-    t, f = shapely.STRtree(found).query(crossing, predicate="intersects")
-    common = shapely.area(shapely.intersection(crossing[t], found[f]))
-    counts = common >= part * shapely.area(crossing[t])
-    counts &= common >= 0.5 * shapely.area(found[f])
+    whole, _ = _pieces(found, crossing, part)
     # several pieces of one found object are one
-    pieces = np.bincount(t[counts], minlength=len(crossing))
+    pieces = np.bincount(whole, minlength=len(crossing))
     seen = pieces > 0
     return float((pieces[seen] > 1).mean()) if seen.any() else float("nan")
+
+
+def parted_rate(
+    found: Geometries,
+    truth: Geometries,
+    seams: shapely.Geometry,
+    reach: float,
+    *,
+    part: float = 0.1,
+) -> float:
+    """Share of the true objects crossing a seam of which two pieces meet along a seam.
+
+    `split_rate` counts whatever came out in pieces, as a house does that has two roofs. Here the
+    border between two pieces must follow seams for more than half of its length.
+
+    Args:
+        found: (N,) polygons or multipolygons; each is one object.
+        truth: (M,) polygons.
+        seams: Lines; see `seam_lines`.
+        reach: Pieces meet, and borders follow a seam, that are no further apart.
+        part: As for `split_rate`.
+
+    Returns:
+        0..1; NaN if no object that was found at all crosses a seam.
+    """
+    crossing = truth[shapely.intersects(truth, seams)]
+    whole, piece = _pieces(found, crossing, part)
+    along = shapely.buffer(seams, reach)
+
+    def meet_there(one: int, other: int) -> bool:
+        near = shapely.buffer(found[other], reach)
+        border = shapely.intersection(shapely.boundary(found[one]), near)
+        there = shapely.length(shapely.intersection(border, along))
+        return bool(there > max(0.5 * shapely.length(border), 2 * reach))
+
+    parted = {
+        int(t)
+        for t in np.unique(whole)
+        if any(meet_there(*pair) for pair in itertools.permutations(piece[whole == t], 2))
+    }
+    seen = len(np.unique(whole))
+    return len(parted) / seen if seen else float("nan")
+
+
+def _pieces(found: Geometries, truth: Geometries, part: float) -> tuple[Rows, Rows]:
+    """Rows of truth, and of what was found that covers `part` of it and lies mostly in it."""
+    t, f = shapely.STRtree(found).query(truth, predicate="intersects")
+    common = shapely.area(shapely.intersection(truth[t], found[f]))
+    counts = common >= part * shapely.area(truth[t])
+    counts &= common >= 0.5 * shapely.area(found[f])
+    return t[counts], f[counts]
 
 
 def overlap_agreement(

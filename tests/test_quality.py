@@ -79,6 +79,20 @@ def test_splitting_inside_one_frame_is_no_seam_split():
     assert np.isnan(quality.split_rate(halves, truth, SEAMS))
 
 
+def test_parted_rate_counts_pieces_that_meet_along_a_seam():
+    truth = _boxes((350, 100, 550, 200), (350, 250, 550, 360))
+    at_seam = _boxes((350, 100, 511, 200), (513, 100, 550, 200), (350, 250, 550, 360))
+    at_ridge = _boxes((350, 100, 550, 150), (350, 150, 550, 200), (350, 250, 550, 360))
+    assert quality.parted_rate(at_seam, truth, SEAMS, 2) == 0.5
+    assert quality.parted_rate(at_ridge, truth, SEAMS, 2) == 0
+    assert quality.split_rate(at_ridge, truth, SEAMS) == 0.5
+    bent = shapely.MultiPolygon([shapely.box(350, 100, 512, 200), shapely.box(512, 100, 550, 120)])
+    mostly = np.array([bent, shapely.box(512, 122, 550, 200)], dtype=object)
+    assert quality.parted_rate(mostly, truth, SEAMS, 2) == 1  # of the one that was found
+    assert quality.parted_rate(truth, truth, SEAMS, 2) == 0
+    assert np.isnan(quality.parted_rate(at_seam[:0], truth, SEAMS, 2))
+
+
 def test_overlap_agreement_compares_the_same_ground():
     surface = textures.noise(np.random.default_rng(1), (512, 900), 90, 4)
     first, second = surface[:, :512], surface[:, 384:896]
