@@ -310,9 +310,12 @@ def test_sixteen_bit_bands_are_stretched(tmp_path: Path) -> None:
     assert shown[..., 0].min() < 15
 
 
-@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("float32", "nan"), ("int32", 7)])
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [("int16", -9999), ("float32", "nan"), ("int32", 7), ("uint16", "7.0")],
+)
 def test_other_numbers_are_stretched_and_nodata_is_left_out(
-    dtype: str, nodata: float | str, tmp_path: Path
+    dtype: str, nodata: float | str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tifffile = pytest.importorskip("tifffile")
     bands = np.linspace(500, 3000, 3 * 32 * 32).reshape(32, 32, 3).astype(dtype)
@@ -321,6 +324,7 @@ def test_other_numbers_are_stretched_and_nodata_is_left_out(
     tifffile.imwrite(tmp_path / "a.tif", bands, photometric="rgb", extratags=tag)
     pixels = read_image(tmp_path / "a.tif")
     assert not pixels[:16].any()
+    assert not caplog.records  # it was read: nothing to warn of
     limits = Picture("a", pixels, ()).limits
     assert (limits[0] > 1700).all()
     assert augment.to_uint8(pixels, limits)[16:].max() > 240

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ SMALLEST = 16
 MOST_DRAWS = 1000
 """After so many crops that show nothing to ask for, there is nothing."""
 
+# tifffile says of each file with whole numbers and nodata "0.0" that it cannot read that; we do
+logging.getLogger("tifffile").addFilter(lambda said: "GDAL_NODATA" not in said.getMessage())
 
 _CONVERTED = {
     "L": "L",
