@@ -233,9 +233,9 @@ def centred(job: Job, truth: Shapes) -> dict[str, float]:
     """The same network and rules without a seam in the way: one frame a true object, around it."""
     hits = seen = several = 0
     for one in truth:
-        found = alone(job, one.centroid)
-        hits += bool(quality.matches(found, np.array([one], dtype=object), 0.5))
-        pieces = sum(_piece_of(shape, one) for shape in found)
+        found, itself = alone(job, one.centroid), np.array([one], dtype=object)
+        hits += bool(quality.matches(found, itself, 0.5))
+        pieces = len(quality.pieces_of(itself, found)[0])
         seen += pieces > 0
         several += pieces > 1
     recall, split = hits / max(len(truth), 1), several / max(seen, 1)
@@ -267,12 +267,6 @@ def alone(job: Job, place: Any) -> Shapes:
     return np.array(
         list(of_labels(labels, box, grid.level, recipe.simplify).values()), dtype=object
     )
-
-
-def _piece_of(shape: Any, whole: Any) -> bool:
-    """It covers a tenth of `whole`, and most of it lies there; as `quality.split_rate` has it."""
-    common = shapely.intersection(shape, whole).area
-    return bool(common >= 0.1 * whole.area and common >= 0.5 * shape.area)
 
 
 def _mean(values: np.ndarray[Any, Any]) -> float:

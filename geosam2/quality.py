@@ -134,7 +134,7 @@ def split_rate(
         0..1; NaN if no object that was found at all crosses a seam.
     """
     crossing = truth[shapely.intersects(truth, seams)]
-    whole, _ = _pieces(found, crossing, part)
+    whole, _ = pieces_of(crossing, found, part)
     # several pieces of one found object are one
     pieces = np.bincount(whole, minlength=len(crossing))
     seen = pieces > 0
@@ -165,7 +165,7 @@ def parted_rate(
         0..1; NaN if no object that was found at all crosses a seam.
     """
     crossing = truth[shapely.intersects(truth, seams)]
-    whole, piece = _pieces(found, crossing, part)
+    whole, piece = pieces_of(crossing, found, part)
     along = shapely.buffer(seams, reach)
 
     def meet_there(one: int, other: int) -> bool:
@@ -174,17 +174,22 @@ def parted_rate(
         there = shapely.length(shapely.intersection(border, along))
         return bool(there > max(0.5 * shapely.length(border), 2 * reach))
 
-    parted = {
-        int(t)
+    parted = [
+        any(meet_there(*pair) for pair in itertools.permutations(piece[whole == t], 2))
         for t in np.unique(whole)
-        if any(meet_there(*pair) for pair in itertools.permutations(piece[whole == t], 2))
-    }
-    seen = len(np.unique(whole))
-    return len(parted) / seen if seen else float("nan")
+    ]
+    return float(np.mean(parted)) if parted else float("nan")
 
 
-def _pieces(found: Geometries, truth: Geometries, part: float) -> tuple[Rows, Rows]:
-    """Rows of truth, and of what was found that covers `part` of it and lies mostly in it."""
+def pieces_of(truth: Geometries, found: Geometries, part: float = 0.1) -> tuple[Rows, Rows]:
+    """Pairs of a true object and one of its pieces: rows of `truth`, and rows of `found`.
+
+    A piece covers the share `part` of the true object and lies mostly in it.
+
+    >>> whole, halves = shapely.box(0, 0, 4, 4), [shapely.box(0, 0, 2, 4), shapely.box(2, 0, 4, 4)]
+    >>> [rows.tolist() for rows in pieces_of(np.array([whole]), np.array(halves))]
+    [[0, 0], [0, 1]]
+    """
     t, f = shapely.STRtree(found).query(truth, predicate="intersects")
     common = shapely.area(shapely.intersection(truth[t], found[f]))
     counts = common >= part * shapely.area(truth[t])
