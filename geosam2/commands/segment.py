@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +19,15 @@ from geosam2.commands.options import (
     run_folder,
     scene_from,
     scene_options,
+)
+from geosam2.commands.prompting import (
+    area_text,
+    geometry_from,
+    geometry_options,
+    numbered_after,
+    prompt_options,
+    prompts_from,
+    stop_once,
 )
 from geosam2.errors import SourceError
 
@@ -38,33 +44,7 @@ _STOPPED = "stopped"
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "-p",
-    "--point",
-    "points",
-    multiple=True,
-    metavar="X,Y[,LABEL]",
-    help="A click; label 0 = not the object. Repeat for more points of one object. In pixel "
-    "coordinates X = column and Y = -row.",
-)
-@click.option(
-    "--box",
-    "boxes",
-    multiple=True,
-    metavar="L,B,R,T",
-    help="Left, bottom, right, top; repeat for more objects.",
-)
-@click.option(
-    "--prompts",
-    type=click.Path(dir_okay=False),
-    help="Vector file of points, boxes or polygons, or a CSV file of points; each feature one "
-    "object.",
-)
-@click.option(
-    "--crs",
-    help="CRS of points and boxes, and of --prompts that do not say their own; default that of "
-    "the scene.",
-)
+@prompt_options
 @click.option("-o", "--output", default="-", show_default=True, help="Vector file; - = stdout.")
 @click.option("--level", default="auto", show_default=True, help="auto, a number or a label.")
 @click.option("--gsd", type=float, help="Metres per pixel to look at, in place of --level.")
@@ -76,10 +56,7 @@ _STOPPED = "stopped"
     default=None,
     help="Sharpen at the finest level; the default without --level.",
 )
-@click.option("--min-area", default=0.0, help="Drop smaller parts and holes, square metres.")
-@click.option("--simplify", type=float, help="Simplify outlines by so many metres.")
-@click.option("--orthogonal", is_flag=True, help="Right angles, for buildings.")
-@click.option("--smooth", is_flag=True, help="Smooth outlines, for natural things.")
+@geometry_options
 @click.option("--preview", type=click.Path(dir_okay=False), help="Picture of the result (PNG).")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--append", is_flag=True, help="Add to the output if it exists; ids go on from it.")
@@ -230,32 +207,12 @@ def _task(asked: _Asked, segmenter: Segmenter) -> Task:
 
 
 def _geometry(asked: _Asked) -> dict[str, Any]:
-    """Options of `vectorize.polygons`."""
-    return {
-        "min_area_m2": asked.min_area,
-        "simplify_m": asked.simplify,
-        "orthogonal": asked.orthogonal,
-        "smooth": asked.smooth,
-    }
+    return geometry_from(asked.min_area, asked.simplify, asked.orthogonal, asked.smooth)
 
 
 def _prompts(asked: _Asked, *, pixels: bool) -> list[Prompt]:
-    """All points together are one object; each box and each feature is another."""
-    from geosam2.prompts import Prompt, read_prompts
-
-    found = []
-    if asked.points:
-        clicks = [_numbers(text, (2, 3), "--point X,Y[,LABEL]") for text in asked.points]
-        labels: Any = tuple(click_[2] if len(click_) == 3 else 1 for click_ in clicks)
-        found.append(Prompt(tuple((c[0], c[1]) for c in clicks), labels, crs=asked.crs))
-    for text in asked.boxes:
-        left, bottom, right, top = _numbers(text, (4,), "--box L,B,R,T")
-        found.append(Prompt(box=(left, bottom, right, top), crs=asked.crs))
-    numbered = [replace(one, object_id=n) for n, one in enumerate(found, start=1)]
-    if asked.prompts:
-        stored = read_prompts(asked.prompts, crs=asked.crs, pixels=pixels)
-        numbered += _after(len(numbered), stored)
-    return _numbered_on(numbered, asked) if asked.append and asked.output != "-" else numbered
+    found = prompts_from(asked.points, asked.boxes, asked.prompts, asked.crs, pixels=pixels)
+    return _numbered_on(found, asked) if asked.append and asked.output != "-" else found
 
 
 def _numbered_on(prompts: list[Prompt], asked: _Asked) -> list[Prompt]:
@@ -265,51 +222,13 @@ def _numbered_on(prompts: list[Prompt], asked: _Asked) -> list[Prompt]:
     taken = ids_in(Path(asked.output))
     if not taken & {prompt.object_id for prompt in prompts}:
         return prompts
-    return _after(max(taken), prompts)
-
-
-def _after(last: int, prompts: list[Prompt]) -> list[Prompt]:
-    """The same with numbers that begin behind another one."""
-    return [replace(one, object_id=one.object_id + last) for one in prompts]
-
-
-def _numbers(text: str, counts: tuple[int, ...], usage: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts:
-        raise click.BadParameter(f"{text!r} does not read as {usage}")
-    return numbers
-
-
-class _Stop:
-    """Set by the first Ctrl-C; the second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        click.echo("stopping after this frame (Ctrl-C again: at once)", err=True)
-
-
-@contextmanager
-def _stop_once() -> Iterator[_Stop]:
-    stop = _Stop()
-    old = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, old)
+    return numbered_after(max(taken), prompts)
 
 
 def _work(run: PromptedRun, objects: int, *, quiet: bool) -> str:
     """Go through the run under a progress bar; why it ended early, if it did."""
     try:
-        with _stop_once() as stop, _bar(quiet=quiet) as bar:
+        with stop_once("frame") as stop, _bar(quiet=quiet) as bar:
             for prompt, phase, step in run:
                 bar.set_description(f"object {prompt.object_id}, {phase}; {objects} in all")
                 bar.set_postfix_str(f"{step.open_borders} open{_so_far(run, step)}")
@@ -330,7 +249,7 @@ def _work(run: PromptedRun, objects: int, *, quiet: bool) -> str:
 
 def _so_far(run: PromptedRun, step: Step) -> str:
     known = step.area == step.area  # not nan
-    return f", {_area(step.area, run.segmenter.scene.crs)}" if known else ""
+    return f", {area_text(step.area, run.segmenter.scene.crs)}" if known else ""
 
 
 def _unread(run: PromptedRun) -> str:
@@ -353,21 +272,6 @@ def _bar(*, quiet: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(unit=" frames", disable=quiet, file=sys.stderr, delay=1e-3)
-
-
-def _area(square_metres: float, crs: Any) -> str:
-    """For people: m2, ha or km2; without a CRS pixels, which have no size.
-
-    >>> _area(950, "EPSG:4326"), _area(25_000, "EPSG:4326"), _area(3e6, None)
-    ('950 m2', '2.50 ha', '3000000 px')
-    """
-    if crs is None:
-        return f"{square_metres:.0f} px"
-    if square_metres < 10_000:
-        return f"{square_metres:.0f} m2"
-    if square_metres < 1_000_000:
-        return f"{square_metres / 10_000:.2f} ha"
-    return f"{square_metres / 1_000_000:.2f} km2"
 
 
 def _write_part(found: geopandas.GeoDataFrame, asked: _Asked, run: PromptedRun) -> int:
@@ -402,7 +306,7 @@ def _summary(found: geopandas.GeoDataFrame) -> None:
     """One line an object on stderr; what is not finished is said."""
     for row in found.itertuples():
         rest = f", {row.open_edges} open edges (raise --max-frames?)" if row.open_edges else ""
-        size = _area(row.geometry.area if found.crs is None else row.area_m2, found.crs)
+        size = area_text(row.geometry.area if found.crs is None else row.area_m2, found.crs)
         click.echo(
             f"object {row.id}: {size}, {row.frames} frames at level {row.level}, "
             f"score {row.score:.2f}{rest}",
