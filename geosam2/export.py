@@ -341,7 +341,7 @@ def _write(
     options: dict[str, Any] = {"promote_to_multi": True}
     if form.layers:
         options["layer"] = layer
-    if form.driver == "FlatGeobuf" and stored.empty:
+    if form.driver == "FlatGeobuf" and (stored.empty or stored.geometry.isna().any()):
         options["SPATIAL_INDEX"] = "NO"
     name = layer if form.layers else None
     before = pyogrio.read_info(path, layer=name)["features"] if append else 0
