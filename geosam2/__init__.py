@@ -26,6 +26,8 @@ _EXPORTS = {
     "segment_prompts": "geosam2.bulk",
     "find_similar": "geosam2.similar",
     "pan": "geosam2.propagate",
+    "open_stack": "geosam2.stack",
+    "track": "geosam2.tracking",
     "write": "geosam2.export",
     "GeoSAM2Error": "geosam2.errors",
 }

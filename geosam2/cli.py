@@ -27,6 +27,7 @@ COMMANDS = {
     "info": "What there is to know about a scene before segmenting it.",
     "segment": "Follow the object under a point over any number of frames; write its polygon.",
     "everything": "Find every object of a scene.",
+    "track": "Follow an object through the dates of a stack of scenes.",
     "models": "List, download or locate model weights.",
     "train": "Fine-tune a model on your own images and polygons.",
     "evaluate": "Judge a model: clicks, video or panning.",

@@ -19,11 +19,13 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
 from geosam2.errors import ExportError, GeoreferenceError
+from geosam2.export import PICTURES
 from geosam2.scene import Frame, Scene, open_scene
 from geosam2.vectorize import metres_per_unit
 
 if TYPE_CHECKING:
     from geosam2.prompts import Prompt
+    from geosam2.stack import Stack
 
 Bounds = tuple[float, float, float, float]
 
@@ -70,23 +72,79 @@ def overlay(
     shapes = gdf if scene.crs is None or gdf.crs is None else gdf.to_crs(scene.crs)
     view = bounds or _view(scene, shapes)
     frame = _imagery(scene, view, size)
-    height, width = frame.shape
-    scale = size / max(height, width)
-    inches = (width * scale / _DPI, height * scale / _DPI)
+    figure = _figure(_size_of(frame, size))
+    axes = figure.add_axes((0, 0, 1, 1))
+    _draw(axes, frame, shapes, fill)
+    _draw_labels(axes, shapes, label, _extent(frame))
+    for prompt in prompts:
+        _draw_prompt(axes, prompt.to_crs(scene.crs))
+    _draw_scale_bar(axes, scene, _extent(frame))
+    return figure
+
+
+def by_date(
+    stack: Stack,
+    gdf: geopandas.GeoDataFrame,
+    *,
+    bounds: Bounds | None = None,
+    size: int = 360,
+    columns: int = 4,
+    fill: float = 0.15,
+) -> Figure:
+    """What `track` found over the imagery of each date, beside each other; one colour an object.
+
+    Args:
+        stack: Of the result.
+        gdf: Result, with a column `date`; any CRS.
+        bounds: (left, bottom, right, top) in the stack's CRS; default all outlines with a margin.
+        size: Longer side of the imagery of a date, pixels, >= 64.
+        columns: Dates side by side, at most.
+        fill: Opacity of the areas, 0..1.
+
+    Raises:
+        GeoreferenceError: If the objects are somewhere else than the scenes.
+    """
+    if size < 64:
+        raise ValueError(f"a picture of {size} pixels shows nothing: size must be at least 64")
+    first = stack.scenes[0]
+    shapes = gdf if first.crs is None or gdf.crs is None else gdf.to_crs(first.crs)
+    view = bounds or _view(first, shapes)
+    frames = [_imagery(scene, view, size) for scene in stack.scenes]
+    width, height = _size_of(frames[0], size)
+    columns = min(columns, len(stack))
+    rows = -(-len(stack) // columns)
+    title = 0.25  # inches above each
+    figure = _figure((columns * width, rows * (height + title)))
+    for number, (date, frame) in enumerate(zip(stack.dates, frames, strict=True)):
+        row, column = divmod(number, columns)
+        bottom = 1 - (row + 1) / rows
+        share = height / (height + title)
+        axes = figure.add_axes((column / columns, bottom, 0.985 / columns, share / rows))
+        _draw(axes, frame, shapes[shapes["date"] == date], fill)
+        axes.set_title(date, fontsize=10, pad=3)
+    return figure
+
+
+def _figure(inches: tuple[float, float]) -> Figure:
     figure = Figure(figsize=inches, dpi=_DPI)  # not by pyplot, which would keep it forever
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
+    return figure
+
+
+def _size_of(frame: Frame, longer: int) -> tuple[float, float]:
+    """Width and height in inches at which the longer side has so many pixels."""
+    height, width = frame.shape
+    scale = longer / max(height, width) / _DPI
+    return width * scale, height * scale
+
+
+def _draw(axes: Axes, frame: Frame, shapes: geopandas.GeoDataFrame, fill: float) -> None:
     left, bottom, right, top = _extent(frame)
     image = np.where(frame.valid, frame.pixels, 60).transpose(1, 2, 0)
     axes.imshow(image, extent=(left, right, bottom, top), interpolation="bilinear", aspect="auto")
     _draw_shapes(axes, shapes, fill)
-    _draw_labels(axes, shapes, label, (left, bottom, right, top))
-    for prompt in prompts:
-        _draw_prompt(axes, prompt.to_crs(scene.crs))
-    _draw_scale_bar(axes, scene, (left, bottom, right, top))
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
-    return figure
 
 
 def save_preview(
@@ -97,10 +155,28 @@ def save_preview(
     Raises:
         ExportError: If it cannot be written.
     """
+    path = _picture_path(path)
+    return _save(overlay(scene, gdf, **options), path)
+
+
+def save_dates(stack: Stack, gdf: geopandas.GeoDataFrame, path: str | Path, **options: Any) -> Path:
+    """Write `by_date(stack, gdf, **options)` as a picture; whole or not at all.
+
+    Raises:
+        ExportError: If it cannot be written.
+    """
+    path = _picture_path(path)
+    return _save(by_date(stack, gdf, **options), path)
+
+
+def _picture_path(path: str | Path) -> Path:
     path = Path(path)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
+    if path.suffix.lower() not in PICTURES:
         raise ExportError(f"a preview is written as .png, .jpg, .pdf or .svg, not {path.name!r}")
-    figure = overlay(scene, gdf, **options)
+    return path
+
+
+def _save(figure: Figure, path: Path) -> Path:
     try:
         with tempfile.TemporaryDirectory(prefix=".preview.", dir=path.parent) as folder:
             temporary = Path(folder, path.name)

@@ -10,6 +10,7 @@ from geosam2 import testing, viz
 from geosam2.errors import ExportError, GeoreferenceError
 from geosam2.prompts import Prompt
 from geosam2.scene import Scene, open_scene
+from geosam2.stack import Stack
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,27 @@ def test_neighbouring_colours_differ():
     assert steps.min() > 0.3
     assert found.min() >= 0
     assert found.max() <= 1
+
+
+def test_each_date_is_drawn_with_its_own_outline(scene, made):
+    stack = Stack(("1990", "2000"), (scene, scene))
+    near, far = _box_at(made.geobox, 100, 100, 300, 300), _box_at(made.geobox, 700, 700, 900, 900)
+    table = _layer(near, far).assign(date=["1990", "2000"])
+    figure = viz.by_date(stack, table, bounds=scene.bounds, size=300)
+    picture = _pixels(figure)
+    assert picture.shape[1] == 600
+    assert [axes.get_title() for axes in figure.axes] == ["1990", "2000"]
+    plain = _pixels(viz.by_date(stack, table[:0], bounds=scene.bounds, size=300))
+    changed = (picture != plain).any(2)
+    assert np.nonzero(changed[:, :300])[1].max() < 120
+    assert np.nonzero(changed[:, 300:])[1].min() > 180
+
+
+def test_dates_are_written_whole_or_not_at_all(scene, tmp_path):
+    stack = Stack(("1990", "2000"), (scene, scene))
+    path = viz.save_dates(stack, _layer().assign(date=[]), tmp_path / "dates.png", size=100)
+    with Image.open(path) as image:
+        assert image.width == 200
+    with pytest.raises(ExportError, match=r"written as \.png"):
+        viz.save_dates(stack, _layer().assign(date=[]), tmp_path / "dates.bmp")
+    assert [one.name for one in tmp_path.iterdir()] == ["dates.png"]

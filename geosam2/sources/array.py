@@ -127,7 +127,8 @@ def _dimensions(array: xarray.DataArray) -> tuple[str, str, str | None]:
     if len(rest) > 1 or (rest and rest[0].lower() not in _BAND_NAMES and "time" in rest[0].lower()):
         raise SourceError(
             f"one date is needed, with dimensions (band, y, x), got {names}: "
-            f"choose one with .isel({rest[0]}=0)"
+            f"choose one with .isel({rest[0]}=0), or follow an object through all with "
+            "geosam2.track"
         )
     return y, x, rest[0] if rest else None
 

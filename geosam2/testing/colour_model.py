@@ -74,6 +74,14 @@ class ColourModel:
         pointer = torch.cat([colour, out.pointer[:, 3:]], dim=1)
         return Memory(F.avg_pool2d(logits[:, None], 4), pointer, out.object_score)
 
+    def adopt(self, features: ImageFeatures, masks: Tensor) -> Decoded:
+        """Masks (N, 1, H, W) that somebody else drew."""
+        logits = F.avg_pool2d(masks, 4) * 16 - 8
+        colour = _mean(features.high_res[0], logits[:, 0] > 0)
+        pointer = torch.cat([colour, torch.full_like(colour, NOWHERE)], dim=1)
+        score = torch.full((len(masks),), 10.0)
+        return Decoded(logits, torch.ones(len(masks), 1), score, pointer)
+
     def decode(
         self, features: ImageFeatures, prompts: Prompts | None = None, multimask: bool = False
     ) -> Decoded:

@@ -1,0 +1,169 @@
+"""`geosam2 track`: the outline of an object at every date of a stack of scenes."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geosam2.commands.options import (
+    STOPPED,
+    is_quiet,
+    max_frames_option,
+    scene_from,
+    scene_options,
+)
+from geosam2.commands.prompting import (
+    area_text,
+    geometry_from,
+    geometry_options,
+    prompt_options,
+    prompts_from,
+    stop_once,
+)
+
+if TYPE_CHECKING:
+    import geopandas
+
+    from geosam2.prompts import Prompt
+    from geosam2.stack import Stack
+    from geosam2.tracking import Sighting, Tracker
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True)
+@prompt_options
+@click.option("-o", "--output", default="-", show_default=True, help="Vector file; - = stdout.")
+@click.option(
+    "--start", metavar="DATE", help="Date at which the prompts were made; default the first."
+)
+@click.option(
+    "--dates",
+    metavar="DATE,DATE,...",
+    help="Dates of the sources, in order; default what their names say.",
+)
+@click.option("--preset", type=click.Choice(["rapid", "high-res"]), help="Quick or thorough.")
+@click.option("--model", help="Name or path of weights; default as the preset says.")
+@max_frames_option(50)
+@click.option(
+    "--refine/--no-refine",
+    default=None,
+    help="Sharpen at the finest level; the default but for the preset rapid.",
+)
+@geometry_options
+@click.option("--preview", type=click.Path(dir_okay=False), help="Picture of all dates (PNG).")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option("--no-cache", is_flag=True, help="Keep encoded frames in memory only.")
+@functools.partial(scene_options, crs="--scene-crs")
+def command(sources: tuple[str, ...], **given: Any) -> None:
+    """Follow objects through the dates of SOURCES, two or more scenes of one place on one grid.
+
+    Each object is pointed at on one date and looked for at all others, later and earlier. The
+    output has a row for each object and date; where the object was not seen it has no outline.
+    Ctrl-C stops after the date at hand and writes what there is.
+
+        geosam2 track 1985.tif 1990.tif 1995.tif --point -74.47,-8.41 -o lake.gpkg
+    """
+    _check(given)
+    stack = _stack(sources, given)
+    asked = [given[name] for name in ("points", "boxes", "prompts", "crs")]
+    prompts = prompts_from(*asked, pixels=stack.scenes[0].crs is None)
+    start = stack.number(given["start"] or 0)
+    tracker = _tracker(stack, given)
+    found, stopped = _follow(tracker, prompts, start)
+    table = tracker.table(found, **_geometry(given))
+    _write(stack, table, given)
+    if not is_quiet():
+        _summary(table)
+    if stopped:
+        sys.exit(STOPPED)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """What can be refused before anything is looked at."""
+    from geosam2.export import check_output, check_picture
+    from geosam2.vectorize import check_options
+
+    if not (given["points"] or given["boxes"] or given["prompts"]):
+        raise click.UsageError("say what to follow: --point X,Y, --box L,B,R,T or --prompts FILE")
+    check_options(**_geometry(given))
+    if given["output"] != "-":
+        check_output(Path(given["output"]), replaceable=given["overwrite"])
+    if given["preview"]:
+        check_picture(Path(given["preview"]))
+
+
+def _geometry(given: dict[str, Any]) -> dict[str, Any]:
+    names = ("min_area", "simplify", "orthogonal", "smooth")
+    return geometry_from(*(given[name] for name in names))
+
+
+def _stack(sources: tuple[str, ...], given: dict[str, Any]) -> Stack:
+    from geosam2.export import check_crs
+    from geosam2.stack import open_stack
+
+    dates = given["dates"].split(",") if given["dates"] else None
+    stack = open_stack([scene_from(source, given) for source in sources], dates)
+    check_crs(given["output"], stack.scenes[0].crs)
+    return stack
+
+
+def _tracker(stack: Stack, given: dict[str, Any]) -> Tracker:
+    from geosam2.cache import EmbeddingCache
+    from geosam2.masklet import PanOptions
+    from geosam2.tracking import Tracker
+
+    return Tracker(
+        stack,
+        given["model"],
+        preset=given["preset"],
+        cache=EmbeddingCache(folder=None) if given["no_cache"] else EmbeddingCache(),
+        options=PanOptions(max_frames=given["max_frames"]),
+        refine=given["refine"],
+    )
+
+
+def _follow(
+    tracker: Tracker, prompts: list[Prompt], start: int
+) -> tuple[list[tuple[int, Sighting]], bool]:
+    """What was seen of each object, under a progress bar, and whether Ctrl-C ended it early."""
+    from tqdm import tqdm
+
+    found: list[tuple[int, Sighting]] = []
+    total = len(prompts) * len(tracker.stack)
+    bar = tqdm(total=total, unit=" dates", disable=is_quiet(), file=sys.stderr, delay=1e-3)
+    with stop_once("date") as stop, bar:
+        for prompt in prompts:
+            for sighting in tracker.follow(prompt, start):
+                found.append((prompt.object_id, sighting))
+                bar.set_description(f"object {prompt.object_id}: {sighting.found_by}")
+                bar.update()
+                if stop.asked:
+                    return found, len(found) < total
+    return found, False
+
+
+def _write(stack: Stack, table: geopandas.GeoDataFrame, given: dict[str, Any]) -> None:
+    from geosam2 import export
+
+    export.write(table, given["output"], overwrite=given["overwrite"])
+    if given["preview"]:
+        from geosam2 import viz
+
+        viz.save_dates(stack, table, given["preview"])
+
+
+def _summary(table: geopandas.GeoDataFrame) -> None:
+    """One line an object and date on stderr."""
+    for row in table.itertuples():
+        size = "" if math.isnan(row.area_m2) else f", {_size(row, table.crs)}"
+        click.echo(f"object {row.object}, {row.date}: {row.found_by}{size}", err=True)
+
+
+def _size(row: Any, crs: Any) -> str:
+    pixels = crs is None and row.geometry is not None
+    return area_text(row.geometry.area if pixels else row.area_m2, crs)
