@@ -218,7 +218,10 @@ class Tracker:
         wanted = outline_of(remembered.masklet)
         best: tuple[Masklet | None, float] = None, 0.0
         for place in places:
-            clicked = self.click(number, replace(remembered.prompt, points=(place,)))
+            try:
+                clicked = self.click(number, replace(remembered.prompt, points=(place,)))
+            except PromptError:  # on a pixel without data
+                continue
             agreement = _iou(shapely.intersection(outline_of(clicked), window), wanted)
             best = max(best, (clicked, agreement), key=lambda pair: pair[1])
         return (best[0] if best[1] >= AGREES else None), best[1]
@@ -300,8 +303,8 @@ class _Trail:
     def look(self, number: int) -> Sighting:
         """Look for the object at a date, and remember it if it is there."""
         frame = self._frame(number)
-        last = network_mask(self.outline, frame) > 0
-        if _cells(frame.valid)[last].mean() < SEEN:
+        shown = _cells(frame.valid)[network_mask(self.outline, frame) > 0]
+        if not frame.valid.any() or (shown.size and shown.mean() < SEEN):
             return Sighting(number, "no data")
         remembered = self._recalled(number, frame)
         if remembered is None:
@@ -320,7 +323,7 @@ class _Trail:
     def _places(self, remembered: FrameMask) -> list[Point]:
         """Where to click: where the user did, and deep inside; both within the memory's mask."""
         outline = outline_of(remembered.masklet)
-        still = shapely.intersection(outline, self.outline)
+        still = _areas(shapely.intersection(outline, self.outline))
         places = [deepest(outline if still.is_empty else still)]
         if shapely.contains_xy(outline, *self.place):
             places.insert(0, self.place)
@@ -398,7 +401,7 @@ def _share(outline: shapely.Geometry, level: Level, side: int) -> float:
     """How much of a window's side an outline takes."""
     left, bottom, right, top = outline.bounds
     width, height = level.resolution
-    return max((right - left) / width, (top - bottom) / height) / side
+    return float(max((right - left) / width, (top - bottom) / height)) / side
 
 
 def outline_of(masklet: Masklet) -> shapely.Geometry:
@@ -418,6 +421,12 @@ def deepest(outline: shapely.Geometry) -> Point:
     circle = shapely.maximum_inscribed_circle(outline)
     x, y = shapely.get_coordinates(circle)[0]
     return float(x), float(y)
+
+
+def _areas(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Polygons alone: where outlines touch, their intersection has points and lines, too."""
+    parts = shapely.get_parts(geometry)
+    return shapely.multipolygons(parts[shapely.get_dimensions(parts) == 2])
 
 
 def _place(window: Window) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 
 from geosam2.cli import cli, main
+from geosam2.errors import SourceError
+from geosam2.scene import Scene
 from geosam2.testing import write_geotiff
 from geosam2.testing.colour_model import ColourModel
 
@@ -93,6 +95,24 @@ def test_ctrl_c_writes_the_dates_that_are_done(files, run, tmp_path):
     assert done.exit_code == 130, done.output
     assert "stopping after this date" in done.output
     assert 1 <= len(geopandas.read_file(out)) < 3
+
+
+def test_what_was_found_before_a_date_that_cannot_be_read_is_written(
+    files, run, tmp_path, monkeypatch
+):
+    read = Scene.read_window
+
+    def fail(scene, level, window):
+        if scene.name == "2003.tif":
+            raise SourceError("2003.tif is damaged")
+        return read(scene, level, window)
+
+    monkeypatch.setattr(Scene, "read_window", fail)
+    out = tmp_path / "pond.geojson"
+    done = run(*files, "-p", POINT, "-o", str(out))
+    assert done.exit_code == 1
+    assert "2003.tif is damaged: 2 of 3 dates looked at and written" in done.output
+    assert len(geopandas.read_file(out)) == 2
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,22 @@ def test_a_box_and_pixel_coordinates_work(tmp_path):
     assert found.geometry[1].area == pytest.approx(math.pi * 34**2, rel=0.05)
 
 
+def test_where_only_a_click_falls_on_a_hole_the_memory_stands(tmp_path):
+    files = stack_of(tmp_path, MOVING[:2])
+    pixels = picture(MOVING[1])
+    pixels[:, 194:206, 174:186] = 0  # under the user's click
+    write_geotiff(files[1], pixels, GRID, nodata=0)
+    found = geosam2.track(files, [at(180, 200)], model=ColourModel())
+    assert found.found_by[1] in ("click", "memory")
+    assert iou(found.geometry[1], MOVING[1]) > 0.85
+
+
+def test_places_are_inside_areas_alone():
+    touching = shapely.union_all([shapely.box(0, 0, 2, 2), shapely.LineString([(2, 1), (9, 1)])])
+    x, y = tracking.deepest(tracking._areas(touching))
+    assert (round(x, 2), round(y, 2)) == (1, 1)
+
+
 class Blind(ColourModel):
     """Sees nothing at all."""
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from geosam2.tracking import Sighting, Tracker
 
 
+_STOPPED = "stopped"
+
+
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
 @prompt_options
@@ -64,7 +67,8 @@ def command(sources: tuple[str, ...], **given: Any) -> None:
 
     Each object is pointed at on one date and looked for at all others, later and earlier. The
     output has a row for each object and date; where the object was not seen it has no outline.
-    Ctrl-C stops after the date at hand and writes what there is.
+    Ctrl-C stops after the date at hand and writes what there is, and so does a date that cannot be
+    read.
 
         geosam2 track 1985.tif 1990.tif 1995.tif --point -74.47,-8.41 -o lake.gpkg
     """
@@ -74,13 +78,15 @@ def command(sources: tuple[str, ...], **given: Any) -> None:
     prompts = prompts_from(*asked, pixels=stack.scenes[0].crs is None)
     start = stack.number(given["start"] or 0)
     tracker = _tracker(stack, given)
-    found, stopped = _follow(tracker, prompts, start)
+    found, trouble = _follow(tracker, prompts, start)
     table = tracker.table(found, **_geometry(given))
     _write(stack, table, given)
     if not is_quiet():
         _summary(table)
-    if stopped:
-        sys.exit(STOPPED)
+    if trouble:
+        total = len(prompts) * len(stack)
+        click.echo(f"{trouble}: {len(found)} of {total} dates looked at and written", err=True)
+        sys.exit(STOPPED if trouble == _STOPPED else 1)
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -129,22 +135,29 @@ def _tracker(stack: Stack, given: dict[str, Any]) -> Tracker:
 
 def _follow(
     tracker: Tracker, prompts: list[Prompt], start: int
-) -> tuple[list[tuple[int, Sighting]], bool]:
-    """What was seen of each object, under a progress bar, and whether Ctrl-C ended it early."""
+) -> tuple[list[tuple[int, Sighting]], str]:
+    """What was seen of each object, under a progress bar, and why it ended early, if it did."""
     from tqdm import tqdm
+
+    from geosam2.errors import SourceError
 
     found: list[tuple[int, Sighting]] = []
     total = len(prompts) * len(tracker.stack)
     bar = tqdm(total=total, unit=" dates", disable=is_quiet(), file=sys.stderr, delay=1e-3)
-    with stop_once("date") as stop, bar:
-        for prompt in prompts:
-            for sighting in tracker.follow(prompt, start):
-                found.append((prompt.object_id, sighting))
-                bar.set_description(f"object {prompt.object_id}: {sighting.found_by}")
-                bar.update()
-                if stop.asked:
-                    return found, len(found) < total
-    return found, False
+    try:
+        with stop_once("date") as stop, bar:
+            for prompt in prompts:
+                for sighting in tracker.follow(prompt, start):
+                    found.append((prompt.object_id, sighting))
+                    bar.set_description(f"object {prompt.object_id}: {sighting.found_by}")
+                    bar.update()
+                    if stop.asked and len(found) < total:
+                        return found, _STOPPED
+    except SourceError as error:
+        if not found:
+            raise
+        return found, str(error)
+    return found, ""
 
 
 def _write(stack: Stack, table: geopandas.GeoDataFrame, given: dict[str, Any]) -> None:
