@@ -429,7 +429,7 @@ class Segmenter:
                         on_step(mask.prompt, step)
                 masklet = run.masklet
             if refine:
-                masklet = self._refined(masklet, options, on_step)
+                masklet = self.refined(masklet, options, on_step)
             yield masklet
 
     def follows_at(self, mask: FrameMask, level: Level | int | str = "auto") -> Level | None:
@@ -450,12 +450,13 @@ class Segmenter:
         """Whether outlines are brought to the finest level: as asked, else as the preset says."""
         return self.preset.refine and level == "auto" if refine is None else refine
 
-    def _refined(
+    def refined(
         self,
         masklet: Masklet,
         options: PanOptions,
-        on_step: Callable[[Prompt, Step], None] | None,
+        on_step: Callable[[Prompt, Step], None] | None = None,
     ) -> Masklet:
+        """An object brought to the finest level, as far as `max_frames` of `options` allows."""
         for run in self.refinements(masklet, max_frames=options.max_frames):
             for step in run:
                 if on_step:

@@ -229,12 +229,9 @@ class Tracker:
     def refined(self, number: int, masklet: Masklet) -> Masklet:
         """An object at the finest level, if that was asked for."""
         segmenter = self.segmenters[number]
-        if segmenter.refines("auto", self.refine) and masklet.level.index > 0:
-            for run in segmenter.refinements(masklet, max_frames=self.options.max_frames):
-                for _ in run:
-                    pass
-                masklet = run.masklet
-        return masklet
+        if not segmenter.refines("auto", self.refine):
+            return masklet
+        return segmenter.refined(masklet, self.options)
 
     def table(
         self, found: Sequence[tuple[int, Sighting]], **geometry: Any
