@@ -4,7 +4,7 @@ The object is clicked at one date and then followed to later and to earlier ones
 it through a video. At each date the memory says *which* thing it is and about where; a click in the
 middle of that, answered on this date alone, says *exactly* where its outline runs. Where both agree
 the click's outline is taken, otherwise the memory's: a click alone loses what has moved away from
-under it, and a memory alone grows less exact from date to date (`benchmarks/dates.py`).
+under it, and a memory alone is less exact (`benchmarks/dates.py`).
 """
 
 from __future__ import annotations
