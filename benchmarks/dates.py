@@ -34,6 +34,7 @@ from rasterio.features import rasterize
 from geosam2 import regions, tracking
 from geosam2.errors import PromptError
 from geosam2.prompts import Prompt, apply_affine
+from geosam2.quality import mask_iou
 from geosam2.stack import Stack, open_stack
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "ts_landsat_pucallpa"
@@ -59,15 +60,14 @@ class Labels:
     def chains(self, start: int) -> Iterator[dict[int, Mask]]:
         """Masks of each object of a date, at that date and as far as it is found at later ones."""
         for number in np.unique(self.dates[start])[1:]:
-            mask = self.dates[start] == number
-            found = {start: mask}
+            found = {start: self.dates[start] == number}
             for date in range(start + 1, len(self.dates)):
-                labels = self.dates[date]
-                others = [labels == n for n in np.unique(labels[mask]) if n]
-                mask = max(others, key=lambda other: iou(found[date - 1], other), default=mask[:0])
-                if not mask.size or iou(found[date - 1], mask) < SAME:
+                before, labels = found[date - 1], self.dates[date]
+                others = {mask_iou(before, labels == n): n for n in np.unique(labels[before]) if n}
+                best = max(others, default=0.0)
+                if best < SAME:
                     break
-                found[date] = mask
+                found[date] = labels == others[best]
             if len(found) > 1:
                 yield found
 
@@ -77,11 +77,6 @@ class Labels:
         if outline is None or outline.is_empty:
             return np.zeros(shape, bool)
         return rasterize([outline], shape, transform=self.transform).astype(bool)
-
-
-def iou(a: Mask, b: Mask) -> float:
-    """Intersection over union."""
-    return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def read(images: Path) -> tuple[Stack, Labels]:
@@ -144,7 +139,7 @@ def judge(model: str, starts: tuple[int, ...], most: int | None) -> dict[str, fl
             found["still"] = dict.fromkeys(later, found["track"][start])
             line = {}
             for way, shapes in found.items():
-                line[way] = [iou(labels.mask_of(shapes[date]), truth[date]) for date in later]
+                line[way] = [mask_iou(labels.mask_of(shapes[date]), truth[date]) for date in later]
                 scores[way] += line[way]
             said = ", ".join(f"{way} {np.mean(values):.2f}" for way, values in line.items())
             print(f"{stack.dates[start]}, {truth[start].sum()} px, {len(later)} dates: {said}")

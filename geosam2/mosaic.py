@@ -90,9 +90,7 @@ class Patch:
         cols = _ramp(width, self.overlap, left, right, step)
         weights = np.maximum(np.outer(rows, cols), LEAST_WEIGHT).astype(np.float32)
         if self.valid is not None:
-            cut = self.valid[top:bottom, left:right]
-            cells = cut.reshape(len(rows), step, len(cols), step)
-            weights *= cells.mean((1, 3)) > 0.5
+            weights *= valid_cells(self.valid[top:bottom, left:right], step)
         return self._logits(top, left, bottom, right, step), weights
 
     def _logits(self, top: int, left: int, bottom: int, right: int, step: int) -> FloatArray:
@@ -339,6 +337,16 @@ def _key_of(text: str) -> Hashable:
 
 def _order(key: Hashable) -> Any:
     return key
+
+
+def valid_cells(valid: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
+    """(H, W) -> (H / step, W / step): cells with more data than not.
+
+    >>> valid_cells(np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool), 2)
+    array([[ True, False]])
+    """
+    height, width = (side // step for side in valid.shape)
+    return np.asarray(valid.reshape(height, step, width, step).mean((1, 3)) > 0.5)
 
 
 def _ramp(length: int, overlap: int, start: int, stop: int, step: int) -> FloatArray:

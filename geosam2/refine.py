@@ -20,7 +20,7 @@ from geosam2.cache import EncodedFrame, FrameEncoder
 from geosam2.errors import InterruptedRunError, LevelError, SourceError
 from geosam2.looking import LIMIT, places_in
 from geosam2.masklet import UNREAD, FrameReport, Masklet, Step
-from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch
+from geosam2.mosaic import UNKNOWN, LogitMosaic, Patch, valid_cells
 from geosam2.prompts import MASK_STEP, FramePrompt, Prompt, network_prompts
 from geosam2.quality import mask_iou, stability_score
 from geosam2.state import read_state, report_from, write_state
@@ -251,6 +251,4 @@ def _tuple(key: object) -> tuple[object, ...]:
 def _valid_cells(patch: Patch) -> NDArray[np.bool_]:
     if patch.valid is None:
         return np.ones(patch.logits.shape, bool)
-    height, width = patch.logits.shape
-    cells = patch.valid.reshape(height, patch.step, width, patch.step)
-    return np.asarray(cells.mean((1, 3)) > 0.5)
+    return valid_cells(patch.valid, patch.step)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from geosam2 import zoom
 from geosam2.errors import PromptError
 from geosam2.levels import CELL
 from geosam2.looking import places_in
 from geosam2.masklet import Masklet, PanOptions
+from geosam2.mosaic import valid_cells
 from geosam2.prompts import MASK_STEP, Point, Prompt, as_prompts, locate, network_mask
+from geosam2.quality import polygon_iou
 from geosam2.segmenter import COLUMNS, FrameMask, Segmenter
 from geosam2.stack import Stack, open_stack
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from geosam2.cache import EmbeddingCache, EncodedFrame
     from geosam2.levels import Level, Window
 
-BoolArray = NDArray[np.bool_]
 FoundBy = Literal["prompt", "click", "memory", "absent", "no data"]
 
 SHARE = 0.5
@@ -208,21 +208,31 @@ class Tracker:
         return next(segmenter.objects([prompt], options=self.options, refine=self.refine))
 
     def agreeing(
-        self, number: int, remembered: FrameMask, places: Sequence[Point]
+        self,
+        number: int,
+        remembered: FrameMask,
+        wanted: shapely.Geometry,
+        places: Sequence[Point],
     ) -> tuple[Masklet | None, float]:
         """Which of some clicks shows most nearly what the memory does, and the IoU of both.
 
-        None in place of another thing, which agrees to less than `AGREES`.
+        Args:
+            number: Of the date.
+            remembered: What the memory shows there.
+            wanted: Its outline.
+            places: Where to click.
+
+        Returns:
+            None in place of another thing, which agrees to less than `AGREES`.
         """
         window = shapely.box(*remembered.frame.geobox.boundingbox.bbox)
-        wanted = outline_of(remembered.masklet)
         best: tuple[Masklet | None, float] = None, 0.0
         for place in places:
             try:
                 clicked = self.click(number, replace(remembered.prompt, points=(place,)))
             except PromptError:  # on a pixel without data
                 continue
-            agreement = _iou(shapely.intersection(outline_of(clicked), window), wanted)
+            agreement = polygon_iou(shapely.intersection(outline_of(clicked), window), wanted)
             best = max(best, (clicked, agreement), key=lambda pair: pair[1])
         return (best[0] if best[1] >= AGREES else None), best[1]
 
@@ -300,14 +310,15 @@ class _Trail:
     def look(self, number: int) -> Sighting:
         """Look for the object at a date, and remember it if it is there."""
         frame = self._frame(number)
-        shown = _cells(frame.valid)[network_mask(self.outline, frame) > 0]
+        shown = valid_cells(frame.valid, MASK_STEP)[network_mask(self.outline, frame) > 0]
         if not frame.valid.any() or (shown.size and shown.mean() < SEEN):
             return Sighting(number, "no data")
         remembered = self._recalled(number, frame)
         if remembered is None:
             return Sighting(number, "absent")
-        places = self._places(remembered)
-        clicked, agreement = self.tracker.agreeing(number, remembered, places)
+        wanted = remembered.polygon()
+        places = self._places(wanted)
+        clicked, agreement = self.tracker.agreeing(number, remembered, wanted, places)
         if clicked is None:
             masklet = self.tracker.refined(number, remembered.masklet)
             found = Sighting(number, "memory", masklet, agreement)
@@ -317,9 +328,8 @@ class _Trail:
         self._remember(number, outline_of(found.masklet))
         return found
 
-    def _places(self, remembered: FrameMask) -> list[Point]:
-        """Where to click: where the user did, and deep inside; both within the memory's mask."""
-        outline = outline_of(remembered.masklet)
+    def _places(self, outline: shapely.Geometry) -> list[Point]:
+        """Where to click: where the user did, and deep inside; both within the memory's outline."""
         still = _areas(shapely.intersection(outline, self.outline))
         places = [deepest(outline if still.is_empty else still)]
         if shapely.contains_xy(outline, *self.place):
@@ -337,7 +347,7 @@ class _Trail:
             )
             out = segmenter.model.decode(features)
         logits = out.logits[0, 0].float().cpu().numpy().copy()
-        logits[~_cells(frame.valid) & (logits > 0)] *= -1
+        logits[~valid_cells(frame.valid, MASK_STEP) & (logits > 0)] *= -1
         if float(out.object_score[0]) <= 0 or not (logits > 0).any():
             return None
         places = places_in(logits, frame)[:1]
@@ -428,15 +438,3 @@ def _areas(geometry: shapely.Geometry) -> shapely.Geometry:
 
 def _place(window: Window) -> tuple[int, int]:
     return window.row // CELL, window.col // CELL
-
-
-def _cells(valid: BoolArray) -> BoolArray:
-    """(H, W) -> (H/4, W/4): cells with more data than not."""
-    height, width = (side // MASK_STEP for side in valid.shape)
-    share = valid.reshape(height, MASK_STEP, width, MASK_STEP).mean((1, 3))
-    return np.asarray(share > 0.5)
-
-
-def _iou(a: shapely.Geometry, b: shapely.Geometry) -> float:
-    union = float(shapely.union(a, b).area)
-    return float(shapely.intersection(a, b).area) / union if union else 0.0

@@ -66,10 +66,8 @@ def overlay(
     Returns:
         A figure; `figure.savefig("x.png")` or `save_preview` writes it.
     """
-    if size < 64:
-        raise ValueError(f"a picture of {size} pixels shows nothing: size must be at least 64")
     scene = open_scene(scene)
-    shapes = gdf if scene.crs is None or gdf.crs is None else gdf.to_crs(scene.crs)
+    shapes = _drawable(gdf, scene, size)
     view = bounds or _view(scene, shapes)
     frame = _imagery(scene, view, size)
     figure = _figure(_size_of(frame, size))
@@ -104,10 +102,8 @@ def by_date(
     Raises:
         GeoreferenceError: If the objects are somewhere else than the scenes.
     """
-    if size < 64:
-        raise ValueError(f"a picture of {size} pixels shows nothing: size must be at least 64")
     first = stack.scenes[0]
-    shapes = gdf if first.crs is None or gdf.crs is None else gdf.to_crs(first.crs)
+    shapes = _drawable(gdf, first, size)
     view = bounds or _view(first, shapes)
     frames = [_imagery(scene, view, size) for scene in stack.scenes]
     width, height = _size_of(frames[0], size)
@@ -123,6 +119,13 @@ def by_date(
         _draw(axes, frame, shapes[shapes["date"] == date], fill)
         axes.set_title(date, fontsize=10, pad=3)
     return figure
+
+
+def _drawable(gdf: geopandas.GeoDataFrame, scene: Scene, size: int) -> geopandas.GeoDataFrame:
+    """Shapes in the CRS of the scene, for a picture of so many pixels."""
+    if size < 64:
+        raise ValueError(f"a picture of {size} pixels shows nothing: size must be at least 64")
+    return gdf if scene.crs is None or gdf.crs is None else gdf.to_crs(scene.crs)
 
 
 def _figure(inches: tuple[float, float]) -> Figure:

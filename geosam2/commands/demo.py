@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -14,7 +13,6 @@ from geosam2.commands.options import max_frames_option
 
 if TYPE_CHECKING:
     import geopandas
-    import shapely
 
     from geosam2.masklet import Masklet
     from geosam2.segmenter import Segmenter
@@ -160,14 +158,12 @@ def _truth_iou(found: geopandas.GeoDataFrame) -> float:
     """IoU with the OpenStreetMap building that fits best."""
     import geopandas
 
+    from geosam2.quality import polygon_iou
+
     shape = found.geometry.iloc[0]
     buildings = geopandas.read_file(example("banepa_buildings.geojson")).to_crs(found.crs)
-    return max(_ious(shape, buildings.geometry), default=0.0)
-
-
-def _ious(shape: shapely.Geometry, others: Any) -> Iterator[float]:
-    for other in others[others.intersects(shape)]:
-        yield shape.intersection(other).area / shape.union(other).area
+    near = buildings.geometry[buildings.intersects(shape)]
+    return max((polygon_iou(shape, other) for other in near), default=0.0)
 
 
 def _joined(rows: list[geopandas.GeoDataFrame]) -> geopandas.GeoDataFrame:

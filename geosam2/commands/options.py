@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from geosam2.cache import EmbeddingCache
     from geosam2.scene import Scene
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,6 +100,13 @@ def run_folder(output: str | Path) -> Path:
     'lake.geojson.run'
     """
     return Path(f"{output}.run")
+
+
+def cache_from(no_cache: bool) -> EmbeddingCache:
+    """Where encoded frames are kept; in memory alone with --no-cache."""
+    from geosam2.cache import EmbeddingCache
+
+    return EmbeddingCache(folder=None) if no_cache else EmbeddingCache()
 
 
 def refuse_others(allowed: Collection[str], why: str) -> None:

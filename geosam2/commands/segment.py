@@ -13,6 +13,7 @@ import click
 from geosam2.commands.options import (
     NAMES,
     STOPPED,
+    cache_from,
     is_quiet,
     max_frames_option,
     refuse_others,
@@ -170,12 +171,10 @@ stored with it."""
 
 
 def _segmenter(asked: _Asked) -> Segmenter:
-    from geosam2.cache import EmbeddingCache
     from geosam2.segmenter import Segmenter
 
-    cache = EmbeddingCache(folder=None) if asked.no_cache else EmbeddingCache()
     scene = scene_from(asked.source, asked.scene)
-    return Segmenter(scene, asked.model, preset=asked.preset, cache=cache)
+    return Segmenter(scene, asked.model, preset=asked.preset, cache=cache_from(asked.no_cache))
 
 
 def _folder(asked: _Asked) -> Path | None:

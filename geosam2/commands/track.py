@@ -12,6 +12,7 @@ import click
 
 from geosam2.commands.options import (
     STOPPED,
+    cache_from,
     is_quiet,
     max_frames_option,
     scene_from,
@@ -119,7 +120,6 @@ def _stack(sources: tuple[str, ...], given: dict[str, Any]) -> Stack:
 
 
 def _tracker(stack: Stack, given: dict[str, Any]) -> Tracker:
-    from geosam2.cache import EmbeddingCache
     from geosam2.masklet import PanOptions
     from geosam2.tracking import Tracker
 
@@ -127,7 +127,7 @@ def _tracker(stack: Stack, given: dict[str, Any]) -> Tracker:
         stack,
         given["model"],
         preset=given["preset"],
-        cache=EmbeddingCache(folder=None) if given["no_cache"] else EmbeddingCache(),
+        cache=cache_from(given["no_cache"]),
         options=PanOptions(max_frames=given["max_frames"]),
         refine=given["refine"],
     )
