@@ -10,7 +10,7 @@ under it, and a memory alone is less exact (`benchmarks/dates.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from geosam2.cache import EmbeddingCache, EncodedFrame
     from geosam2.levels import Level, Window
 
+Corrections = Mapping[Any, "Prompt | Sequence[Prompt]"]
 FoundBy = Literal["prompt", "click", "memory", "absent", "no data"]
 
 SHARE = 0.5
@@ -54,8 +55,8 @@ class Sighting:
     number: int
     """Which date of the stack."""
     found_by: FoundBy
-    """"prompt": the user's own, at the date where it began; "click": a click where the memory saw
-    it; "memory": the memory alone; "absent": it was not seen; "no data": nothing was there to
+    """"prompt": the user's own, where it began or was corrected; "click": a click where the memory
+    saw it; "memory": the memory alone; "absent": it was not seen; "no data": nothing was there to
     see."""
     masklet: Masklet | None = None
     """Its mask; None unless it was found."""
@@ -73,6 +74,7 @@ def track(
     crs: Any = None,
     start: int | str = 0,
     dates: Sequence[Any] | None = None,
+    corrections: Corrections | None = None,
     model: str | SAM2 | None = None,
     preset: str | None = None,
     max_frames: int = 50,
@@ -93,6 +95,9 @@ def track(
         crs: CRS of the prompts; default a layer's own, else the scenes'.
         start: Date on which the prompts were made, by name or number; followed both ways.
         dates: Names of the dates; see `open_stack`.
+        corrections: What else was pointed at: dates (names or numbers) and a prompt for each, or
+            several with an `object_id` of their own. There the object is what the prompt shows,
+            and from there on, away from `start`, it is followed as that.
         model: Name or path of weights, or a loaded model; default the embedded one.
         preset: "rapid" or "high-res".
         max_frames: Frames looked at for one object and date, at most.
@@ -136,14 +141,42 @@ def track(
         raise PromptError("nothing to follow: give points=, boxes= or masks=")
     opened = open_stack(stack, dates)
     number = opened.number(start)
+    told = corrections_of(opened, corrections or {}, number, prompts)
     tracker = Tracker(opened, model, preset=preset, cache=cache, options=options, refine=refine)
     found = []
     for prompt in prompts:
-        for sighting in tracker.follow(prompt, number):
+        for sighting in tracker.follow(prompt, number, told[prompt.object_id]):
             found.append((prompt.object_id, sighting))
             if on_date:
                 on_date(prompt, sighting)
     return tracker.table(found, **geometry)
+
+
+def corrections_of(
+    stack: Stack, corrections: Corrections, start: int, prompts: Sequence[Prompt]
+) -> dict[int, dict[int, Prompt]]:
+    """Object id -> number of a date -> the prompt that was made there, from what `track` takes.
+
+    Raises:
+        OptionError: If there is no such date.
+        PromptError: If one is for no object, or for the date at which the object was clicked.
+    """
+    found: dict[int, dict[int, Prompt]] = {prompt.object_id: {} for prompt in prompts}
+    for date, given in corrections.items():
+        number = stack.number(date)
+        for prompt in [given] if isinstance(given, Prompt) else given:
+            if number == start or number in found.get(prompt.object_id, {}):
+                raise PromptError(
+                    f"object {prompt.object_id} has two prompts at {stack.dates[number]}: put all "
+                    "points of a date into one"
+                )
+            if prompt.object_id not in found:
+                raise PromptError(
+                    f"a correction at {stack.dates[number]} is for object {prompt.object_id}, and "
+                    f"there {'is' if len(found) == 1 else 'are'} {len(found)}: give its object_id"
+                )
+            found[prompt.object_id][number] = prompt
+    return found
 
 
 class Tracker:
@@ -178,29 +211,49 @@ class Tracker:
         self.options = options or PanOptions()
         self.refine = refine
 
-    def follow(self, prompt: Prompt, start: int = 0) -> Iterator[Sighting]:
+    @property
+    def model(self) -> SAM2:
+        """The network, one for all dates."""
+        return self.segmenters[0].model
+
+    def follow(
+        self, prompt: Prompt, start: int = 0, corrections: Mapping[int, Prompt] | None = None
+    ) -> Iterator[Sighting]:
         """What is seen of an object: at its first date, then at later ones, then at earlier ones.
 
         Args:
             prompt: In any CRS.
             start: Number of the date on which it was made.
+            corrections: Prompts of the same object at other dates, by their numbers; see `track`.
 
         Raises:
-            PromptError: If the prompt cannot be used, or shows nothing.
+            PromptError: If a prompt cannot be used, or shows nothing.
         """
-        first = self.click(start, locate(prompt, self.stack.scenes[start]))
-        outline = outline_of(first)
-        if outline.is_empty:
-            raise PromptError(
-                f"nothing was found at the prompt on {self.stack.dates[start]}: click on another "
-                "place of the object, or start at another date"
-            )
+        told = {start: prompt, **(corrections or {})}
+        # all of them at first: a prompt that is of no use is told before the long work
+        shown = {number: self._shown(number, one) for number, one in told.items()}
+        first = shown[start]
         yield Sighting(start, "prompt", first)
         later, earlier = range(start + 1, len(self.stack)), range(start - 1, -1, -1)
         for numbers in (later, earlier):
-            trail = _Trail(self, first.prompts[0], start, outline)
+            trail = _Trail(self, first, start)
             for number in numbers:
-                yield trail.look(number)
+                if number in shown:
+                    trail = _Trail(self, shown[number], number)
+                    yield Sighting(number, "prompt", shown[number])
+                else:
+                    yield trail.look(number)
+
+    def _shown(self, number: int, prompt: Prompt) -> Masklet:
+        """What a user's prompt shows."""
+        prompt.check_start()
+        masklet = self.click(number, locate(prompt, self.stack.scenes[number]))
+        if outline_of(masklet).is_empty:
+            raise PromptError(
+                f"nothing was found at the prompt on {self.stack.dates[number]}: click on another "
+                "place of the object, or on another date"
+            )
+        return masklet
 
     def click(self, number: int, prompt: Prompt) -> Masklet:
         """The object under a prompt at one date, whatever there was at others."""
@@ -293,14 +346,12 @@ class _Trail:
 
     Args:
         tracker: Whose scenes and network are used.
-        prompt: The user's, in the scenes' CRS.
+        first: What the user's prompt showed.
         start: Date of the prompt.
-        outline: What the prompt showed there.
     """
 
-    def __init__(
-        self, tracker: Tracker, prompt: Prompt, start: int, outline: shapely.Geometry
-    ) -> None:
+    def __init__(self, tracker: Tracker, first: Masklet, start: int) -> None:
+        prompt, outline = first.prompts[0], outline_of(first)
         self.tracker, self.object_id = tracker, prompt.object_id
         self.place = prompt.anchor if prompt.points else deepest(outline)
         self.side = tracker.segmenters[0].frame_size // zoom.SHARE

@@ -67,6 +67,33 @@ def test_the_date_of_the_prompt_and_names_of_dates_can_be_given(files, run, tmp_
     assert dict(zip(table.date, table.found_by, strict=True))["b"] == "prompt"
 
 
+def test_a_click_at_another_date_corrects(files, run, tmp_path):
+    out = tmp_path / "pond.geojson"
+    ground = f"{LEFT + 200 * CELL},{TOP - 200 * CELL}"
+    done = run(*files, "-p", POINT, "-o", str(out), "--correct", f"2002,{ground},1")
+    assert done.exit_code == 0, done.output
+    table = geopandas.read_file(out).set_index("date")
+    assert dict(table.found_by) == {"2001": "prompt", "2002": "prompt", "2003": "click"}
+    sides = np.sqrt(table.geometry.to_crs(32633).area) / CELL
+    assert sides["2001"] == pytest.approx(40, abs=1.5)
+    assert sides["2002"] > 200  # the ground around the pond
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--correct", "2002,1"], "'1' does not read as --correct DATE,X,Y[,LABEL]"),
+        (["--correct", "1999,1,2"], "there is no date '1999'"),
+        (["--correct", f"2001,{POINT}"], "object 1 has two prompts at 2001"),
+        (["-p", POINT, "--box", "0,0,9,9", "--correct", f"2002,{POINT}"], "there are 2"),
+    ],
+)
+def test_corrections_that_cannot_be_used_are_refused(files, run, words, said):
+    done = run(*files, "-p", POINT, *words)
+    assert done.exit_code != 0
+    assert said in done.output + str(done.exception)
+
+
 def test_an_existing_file_stays_unless_told(files, run, tmp_path):
     out = tmp_path / "pond.geojson"
     out.write_text("mine")

@@ -164,6 +164,52 @@ def test_where_only_a_click_falls_on_a_hole_the_memory_stands(tmp_path):
     assert iou(found.geometry[1], MOVING[1]) > 0.85
 
 
+OTHER = disc(60, 300, 30)
+
+
+def with_another(lakes):
+    """The lakes, and from the second date on another one, far from the first."""
+    return [lakes[0], *(shapely.union_all([lake, OTHER]) for lake in lakes[1:])]
+
+
+def test_from_a_correction_on_the_object_is_what_it_shows(tmp_path):
+    files = stack_of(tmp_path, with_another(MOVING))
+    told = Prompt((at(60, 300),), crs=GRID.crs)
+    found = geosam2.track(files, [at(180, 200)], corrections={"2003": told}, model=ColourModel())
+    assert list(found.found_by) == ["prompt", "click", "prompt", "click"]
+    for shape, wanted in zip(found.geometry, [*MOVING[:2], OTHER, OTHER], strict=True):
+        assert iou(shape, wanted) > 0.9
+
+
+def test_what_was_lost_is_found_again_by_a_correction(tmp_path):
+    far = disc(300, 100, 30)
+    files = stack_of(tmp_path, [MOVING[0], far, far, MOVING[0]])
+    lost = geosam2.track(files, [at(180, 200)], start=3, model=ColourModel())
+    assert list(lost.found_by) == ["click", "absent", "absent", "prompt"]
+    told = {1: [Prompt((at(300, 100),), crs=GRID.crs, object_id=2)]}
+    both = geosam2.track(
+        files, [at(20, 20), at(180, 200)], start=3, corrections=told, model=ColourModel()
+    )
+    second = both[both.object == 2]
+    # away from the start alone: the date between stays as it was
+    assert list(second.found_by) == ["absent", "prompt", "absent", "prompt"]
+    assert iou(second.geometry.iloc[1], far) > 0.9
+
+
+def test_corrections_that_cannot_be_meant_are_refused(tmp_path):
+    files = stack_of(tmp_path, MOVING[:3])
+    told = Prompt((at(195, 200),), crs=GRID.crs)
+    for corrections, error, words in (
+        ({0: told}, PromptError, "object 1 has two prompts at 2001"),
+        ({1: told, "2002": told}, PromptError, "object 1 has two prompts at 2002"),
+        ({"1999": told}, OptionError, "no date '1999'"),
+        ({1: Prompt(told.points, object_id=3)}, PromptError, "object 3, and there is 1: give its"),
+        ({1: Prompt(told.points, (0,))}, PromptError, "at least one point on the object"),
+    ):
+        with pytest.raises(error, match=words):
+            geosam2.track(files, [at(180, 200)], corrections=corrections, model=ColourModel())
+
+
 def test_places_are_inside_areas_alone():
     touching = shapely.union_all([shapely.box(0, 0, 2, 2), shapely.LineString([(2, 1), (9, 1)])])
     x, y = tracking.deepest(tracking._areas(touching))

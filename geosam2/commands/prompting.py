@@ -88,6 +88,7 @@ def prompts_from(
     crs: str | None,
     *,
     pixels: bool,
+    usage: str = "--point X,Y[,LABEL]",
 ) -> list[Prompt]:
     """All points together are one object; each box and each feature is another.
 
@@ -97,12 +98,13 @@ def prompts_from(
         stored: File with more.
         crs: Of all that do not say their own.
         pixels: Whether the scene has pixel coordinates.
+        usage: How points are written, for what is said of those that cannot be read.
     """
     from geosam2.prompts import Prompt, read_prompts
 
     found = []
     if points:
-        clicks = [_numbers(text, (2, 3), "--point X,Y[,LABEL]") for text in points]
+        clicks = [_numbers(text, (2, 3), usage) for text in points]
         labels: Any = tuple(click_[2] if len(click_) == 3 else 1 for click_ in clicks)
         found.append(Prompt(tuple((c[0], c[1]) for c in clicks), labels, crs=crs))
     for text in boxes:

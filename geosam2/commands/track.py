@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _STOPPED = "stopped"
+_CORRECT = "--correct DATE,X,Y[,LABEL]"
 
 
 @click.command()
@@ -44,6 +46,14 @@ _STOPPED = "stopped"
 @click.option("-o", "--output", default="-", show_default=True, help="Vector file; - = stdout.")
 @click.option(
     "--start", metavar="DATE", help="Date at which the prompts were made; default the first."
+)
+@click.option(
+    "--correct",
+    "corrections",
+    multiple=True,
+    metavar="DATE,X,Y[,LABEL]",
+    help="A click on the object at another date, from which on it is followed as what is there; "
+    "repeat for more points. For one object alone.",
 )
 @click.option(
     "--dates",
@@ -78,8 +88,9 @@ def command(sources: tuple[str, ...], **given: Any) -> None:
     asked = [given[name] for name in ("points", "boxes", "prompts", "crs")]
     prompts = prompts_from(*asked, pixels=stack.scenes[0].crs is None)
     start = stack.number(given["start"] or 0)
+    corrections = _corrections(stack, prompts, start, given)
     tracker = _tracker(stack, given)
-    found, trouble = _follow(tracker, prompts, start)
+    found, trouble = _follow(tracker, prompts, start, corrections)
     table = tracker.table(found, **_geometry(given))
     _write(stack, table, given)
     if not is_quiet():
@@ -133,8 +144,34 @@ def _tracker(stack: Stack, given: dict[str, Any]) -> Tracker:
     )
 
 
+def _corrections(
+    stack: Stack, prompts: list[Prompt], start: int, given: dict[str, Any]
+) -> dict[int, dict[int, Prompt]]:
+    """The clicks of --correct, by object and date."""
+    from geosam2.tracking import corrections_of
+
+    clicks: dict[str, list[str]] = {}
+    for text in given["corrections"]:
+        date, _, point = text.partition(",")
+        clicks.setdefault(date, []).append(point)
+    if clicks and len(prompts) > 1:
+        raise click.UsageError(f"--correct is for one object, and there are {len(prompts)}")
+    pixels, crs = stack.scenes[0].crs is None, given["crs"]
+    by_date = {
+        date: replace(
+            prompts_from(tuple(points), (), None, crs, pixels=pixels, usage=_CORRECT)[0],
+            object_id=prompts[0].object_id,
+        )
+        for date, points in clicks.items()
+    }
+    return corrections_of(stack, by_date, start, prompts)
+
+
 def _follow(
-    tracker: Tracker, prompts: list[Prompt], start: int
+    tracker: Tracker,
+    prompts: list[Prompt],
+    start: int,
+    corrections: dict[int, dict[int, Prompt]],
 ) -> tuple[list[tuple[int, Sighting]], str]:
     """What was seen of each object, under a progress bar, and why it ended early, if it did."""
     from tqdm import tqdm
@@ -147,7 +184,7 @@ def _follow(
     try:
         with stop_once("date") as stop, bar:
             for prompt in prompts:
-                for sighting in tracker.follow(prompt, start):
+                for sighting in tracker.follow(prompt, start, corrections[prompt.object_id]):
                     found.append((prompt.object_id, sighting))
                     bar.set_description(f"object {prompt.object_id}: {sighting.found_by}")
                     bar.update()
