@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geosam2.dates import chronological, date_in
 from geosam2.errors import GeoreferenceError, OptionError, SourceError
 from geosam2.scene import Scene, open_scene
 from geosam2.zoom import ladder
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 TIMES = ("time", "date", "datetime", "year", "t")
 """What the dimension of dates is called in an xarray.DataArray."""
-# a year, perhaps with month and day, with or without separators: S2_20200317_L2A, 2020-03-17
-_DATE = re.compile(
-    r"(?<!\d)(?P<y>(?:19|20)\d\d)"
-    r"(?:(?P<s>[-_.]?)(?P<m>0[1-9]|1[0-2])(?:(?P=s)(?P<d>0[1-9]|[12]\d|3[01]))?)?(?!\d)"
-)
 
 
 @dataclass(frozen=True)
@@ -122,22 +117,10 @@ def open_stack(x: Any, dates: Sequence[Any] | None = None, **options: Any) -> St
     scenes = [open_scene(one, **options) for one in given]
     names = names or [date_in(Path(scene.name).stem) or scene.name for scene in scenes]
     names = names if dates is None else [_text(date) for date in dates]
-    if len(names) == len(scenes) and all(map(_DATE.match, names)):
-        order = sorted(range(len(names)), key=names.__getitem__)
+    if len(names) == len(scenes):
+        order = chronological(names)
         names, scenes = [names[n] for n in order], [scenes[n] for n in order]
     return Stack(tuple(names), tuple(scenes))
-
-
-def date_in(name: str) -> str | None:
-    """The date in a file's name, as far as it is told; None if there is none.
-
-    >>> date_in("S2A_MSIL2A_20200317T100021"), date_in("lake_2020_03"), date_in("1985")
-    ('2020-03-17', '2020-03', '1985')
-    >>> date_in("T32TMS_B04_10m") is None
-    True
-    """
-    found = _DATE.search(name.replace("T", " "))
-    return None if found is None else "-".join(p for p in found.group("y", "m", "d") if p)
 
 
 def _slices(array: xarray.DataArray) -> tuple[list[str], list[xarray.DataArray]]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -422,10 +423,72 @@ def test_everything_gives_each_object_once(client: Client) -> None:
     assert len(objects) == 1
 
 
+STACK = {"scenes": [SCENE] * 3, "dates": ["lake 2020", "lake_1985_07", "lake-2010"]}
+
+
+def test_an_object_through_dates_that_are_put_in_order(client: Client) -> None:
+    client.send("open_stack", 1, **STACK)
+    header, _ = client.wait("opened")
+    assert header["dates"] == ["1985-07", "2010", "2020"]
+    assert header["order"] == [1, 2, 0]  # numbers of the client's scenes
+    client.send("track", 2, prompt=PROMPT, start=2)
+    header, _ = client.wait("result")
+    assert header["complete"]
+    seen = [m for m in client.seen if m["op"] == "progress"]
+    assert [(m["scene"], m["found_by"]) for m in seen] == [
+        (2, "prompt"),
+        (0, "click"),
+        (1, "click"),
+    ]
+    assert [(m["done"], m["waiting"]) for m in seen] == [(1, 2), (2, 1), (3, 0)]
+    assert {need["scene"] for need in client.needs} == {0, 1, 2}
+
+
+def test_accepting_ends_after_the_date_at_hand_and_cancelling_at_once(slow: Client) -> None:
+    slow.send("open_stack", 1, **STACK)
+    slow.send("track", 2, prompt=PROMPT)
+    slow.wait("progress")
+    slow.send("accept")
+    header, _ = slow.wait("result")
+    assert not header["complete"]
+    slow.send("track", 3, prompt=PROMPT)
+    slow.wait("progress")
+    slow.send("cancel")
+    assert slow.wait("cancelled")[0]["id"] == 3
+
+
+def test_a_stack_is_opened_again_for_another_model(client: Client) -> None:
+    client.send("open_stack", 1, **STACK)
+    client.send("load_model", 2)
+    client.send("track", 3, prompt=PROMPT)
+    assert "no stack of dates is open" in client.wait("error")[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scenes": 3}, "a list of objects"),
+        ({"scenes": [SCENE], "dates": ["1985"]}, "2 to 1000 dates, not 1"),
+        ({"dates": ["1985"]}, "a name for each scene"),
+        ({"dates": ["a 1985", "1985", "x"]}, "two scenes are of 1985"),
+        ({"scenes": [SCENE, SCENE, {**SCENE, "crs": None}]}, "crs must be a text"),
+        ({"options": {"max_frames": 0}}, "max_frames must be"),
+        ({"start": 3}, "start must be one of the scenes: 3"),
+        ({"start": True}, "start must be one of the scenes: True"),
+        ({"prompt": {"points": [[1, 2]], "labels": [1]}}, "outside the scene"),
+    ],
+)
+def test_bad_stacks_are_refused(client: Client, change: dict[str, Any], words: str) -> None:
+    client.send("open_stack", 1, **{**STACK, **change})
+    client.send("track", 2, **{"prompt": PROMPT, **change})
+    assert words in client.wait("error")[0]["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"op": "preview"}, "no scene is open"),
+        ({"op": "track", "prompt": PROMPT}, "no stack of dates is open"),
         ({"op": "nonsense"}, "unknown op 'nonsense'"),
         ({"op": ["preview"]}, "unknown op"),
         ({}, "unknown op None"),

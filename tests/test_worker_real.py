@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -250,3 +251,28 @@ def test_everything_in_a_corner_and_a_cancel_in_the_middle(
     drawing.raises = Cancelled()
     with pytest.raises(Cancelled):
         list(backend.everything((x + 100, y - 200, x + 140, y - 160), 0, {}))
+
+
+@pytest.mark.slow
+def test_a_stack_that_the_client_draws_is_followed_as_its_files_are(
+    backend: RealBackend, drawing: Drawing
+) -> None:
+    """The same house twice: what comes back is what `track` finds in the files."""
+    import geosam2
+
+    spot = place(drawing, 1080, 762)
+    mine = description(EXAMPLE)
+    scenes = [mine, dataclasses.replace(mine, number=1)]
+    backend.open_stack(scenes, ["2019", "2020"], drawing, lambda: None, {"max_frames": 4})
+    first, second = backend.track(Clicks((spot,), (1,)), 0)
+    table = geosam2.track({"2019": EXAMPLE, "2020": EXAMPLE}, points=[spot], max_frames=4)
+    assert [first.found_by, second.found_by] == list(table.found_by) == ["prompt", "click"]
+    assert first.agreement is None
+    assert second.agreement == pytest.approx(table.agreement[1], abs=0.05)
+    for seen, theirs in zip((first, second), table.geometry, strict=True):
+        assert seen.found is not None
+        shape = shapely.from_wkb(seen.found.wkb)
+        # the client's levels end where the file's go on, so the click chooses among fewer zooms
+        assert shape.intersection(theirs).area / shape.union(theirs).area > 0.8
+        assert seen.found.extra == {"model": "nano"}
+    json.dumps(second.found.header())  # type: ignore[union-attr]

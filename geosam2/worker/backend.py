@@ -7,7 +7,7 @@ when the job was cancelled, and the exception must pass through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,20 @@ class Step:
     """Objects that are finished with this step (segmenting everything)."""
     frame: Bounds | None = None
     """Bounds of the frame that was looked at."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of looking for an object at one date of a stack."""
+
+    number: int
+    """Of the date, in the order in which the backend was given the scenes."""
+    found_by: str
+    """As in `geosam2.tracking.Sighting`."""
+    agreement: float | None = None
+    """IoU of a click's answer with the memory's; None if nothing was clicked."""
+    found: Found | None = None
+    """The object; None where it is absent or not to be seen."""
 
 
 class Follower(Protocol):
@@ -115,4 +129,19 @@ class Backend(Protocol):
         self, bounds: Bounds, level: int | None, options: dict[str, Any]
     ) -> Iterator[Step]:
         """Find every object inside the bounds."""
+        ...
+
+    def open_stack(
+        self,
+        scenes: Sequence[SceneInfo],
+        dates: Sequence[str],
+        read: Reader,
+        poll: Callable[[], None],
+        options: dict[str, Any],
+    ) -> None:
+        """Take the dates of one place, for `track`; what `open` got stays open."""
+        ...
+
+    def track(self, clicks: Clicks, start: int) -> Iterator[Seen]:
+        """Look for the object that was clicked at one date at all of them, that one first."""
         ...

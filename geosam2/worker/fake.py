@@ -12,7 +12,7 @@ import math
 import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geosam2.errors import InterruptedRunError, PromptError
-from geosam2.worker.backend import Found, Step
+from geosam2.worker.backend import Found, Seen, Step
 from geosam2.worker.source import Bounds, Clicks, Reader, SceneInfo
 
 FRAME = 512
@@ -54,6 +54,8 @@ class FakeBackend:
         self._scene: SceneInfo | None = None
         self._read: Reader | None = None
         self._frames: OrderedDict[Key, tuple[NDArray[np.int16], Mask]] = OrderedDict()
+        self._stack: list[FakeBackend] = []
+        self._stack_frames = 0
 
     def describe(self) -> dict[str, Any]:
         return {"device": "cpu", "model": None}
@@ -136,6 +138,41 @@ class FakeBackend:
             time.sleep(self._delay)
             found = tuple(self._unclaimed(key, bounds, claimed))
             yield Step(done, len(keys) - done, found, self._bounds(key))
+
+    def open_stack(
+        self,
+        scenes: Sequence[SceneInfo],
+        dates: Sequence[str],
+        read: Reader,
+        poll: Callable[[], None],
+        options: dict[str, Any],
+    ) -> None:
+        self._stack = [FakeBackend(self._delay) for _ in scenes]
+        self._stack_frames = int(options.get("max_frames", 50))
+        for backend, scene in zip(self._stack, scenes, strict=True):
+            backend.open(scene, read, poll)
+
+    def track(self, clicks: Clicks, start: int) -> Iterator[Seen]:
+        """The region under the clicks at each date, while it has the colour that it began with."""
+        colour = Region(self._stack[start], clicks, 0, TOLERANCE).colour()
+        later, earlier = range(start + 1, len(self._stack)), range(start - 1, -1, -1)
+        for number in (start, *later, *earlier):
+            region = Region(self._stack[number], clicks, 0, TOLERANCE)
+            try:
+                same = (np.abs(region.colour() - colour) <= TOLERANCE).all()
+            except PromptError:
+                yield Seen(number, "no data")
+                continue
+            if not same:
+                yield Seen(number, "absent")
+                continue
+            follower = FakeFollower(region, self._stack_frames, self._delay)
+            for _ in follower:
+                pass
+            if number == start:
+                yield Seen(number, "prompt", None, follower.found())
+            else:
+                yield Seen(number, "click", 1.0, follower.found())
 
     def _unclaimed(self, key: Key, bounds: Bounds, claimed: dict[Key, Mask]) -> Iterator[Found]:
         """Grow a region from each point of a 16 x 16 grid that no earlier region holds."""

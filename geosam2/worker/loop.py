@@ -15,18 +15,23 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import geosam2
+from geosam2.dates import chronological, date_in
 from geosam2.errors import GeoSAM2Error, PromptError, SourceError
 from geosam2.worker import protocol
-from geosam2.worker.backend import Backend, Follower, Found, Step
+from geosam2.worker.backend import Backend, Follower, Found, Seen, Step
 from geosam2.worker.jobs import Accepted, Cancelled, Control
 from geosam2.worker.source import Bounds, Clicks, Pixels, SceneInfo, Valid, numbers, rgba
 
 MAX_QUEUE = 32
 """Requests that may wait; the next one is refused as busy."""
+
+MAX_DATES = 1000
+"""Scenes of a stack."""
 
 CHECKPOINT_EVERY = 2.0
 """Seconds between two checkpoints of a running job."""
@@ -71,6 +76,7 @@ class Worker:
         self._needs = itertools.count(1)
         self._loaded: dict[str, Any] | None = None
         self._scene: SceneInfo | None = None
+        self._stack: list[SceneInfo] = []
         self._closing = False
 
     def run(self) -> int:
@@ -230,6 +236,8 @@ class Worker:
             "follow": self._follow,
             "restore": self._restore,
             "everything": self._everything,
+            "open_stack": self._open_stack,
+            "track": self._track,
         }
 
     def _ready(self, request: Any) -> Header:
@@ -248,6 +256,7 @@ class Worker:
         started = time.perf_counter()
         model, device = _text(header, "model"), _text(header, "device")
         self._loaded = self._backend.load(model, device)
+        self._stack = []  # it was opened for the model before
         seconds = round(time.perf_counter() - started, 3)
         self.send({"op": "loaded", "id": header["id"], "seconds": seconds, **self._loaded})
 
@@ -268,6 +277,7 @@ class Worker:
         request, control = self._running
         need = next(self._needs)
         header = {"op": "need", "id": request, "need": need, "bounds": bounds, "level": level}
+        header["scene"] = scene.number
         header.update(height=height, width=width, cell=(bounds[2] - bounds[0]) / width)
         self.send(header)
         return rgba(control.pixels(need), height, width)
@@ -355,6 +365,54 @@ class Worker:
         done = {"op": "result", "id": header["id"], "count": total, "objects": [], "parts": []}
         self.send({**done, "complete": not control.accepted})
 
+    def _open_stack(self, header: Header, control: Control) -> None:
+        """The dates of one place; they are put in order, `scene` and `start` stay the client's."""
+        raw, names = header.get("scenes"), header.get("dates")
+        if not isinstance(raw, list) or not all(isinstance(one, dict) for one in raw):
+            raise SourceError(f"open_stack needs scenes, a list of objects: {raw!r:.80}")
+        if not 2 <= len(raw) <= MAX_DATES:
+            raise SourceError(f"a stack has 2 to {MAX_DATES} dates, not {len(raw)}")
+        if not isinstance(names, list) or len(names) != len(raw):
+            raise SourceError(f"open_stack needs dates, a name for each scene: {names!r:.80}")
+        dates = [date_in(str(name)) or str(name)[:200] for name in names]
+        twice = next((date for date in dates if dates.count(date) > 1), None)
+        if twice is not None:
+            raise SourceError(f"two scenes are of {twice}: give each a date or name of its own")
+        order = chronological(dates)
+        infos = [replace(SceneInfo.from_message(one), number=n) for n, one in enumerate(raw)]
+        scenes, dates = [infos[n] for n in order], [dates[n] for n in order]
+        self._backend.open_stack(scenes, dates, self._read, self._poll, _options(header))
+        self._stack = scenes
+        self.send({"op": "opened", "id": header["id"], "dates": dates, "order": order})
+
+    def _track(self, header: Header, control: Control) -> None:
+        """One message for each date; the client's wish to end is heard between two of them."""
+        if not self._stack:
+            raise RequestError("no_scene", "no stack of dates is open", "Send `open_stack` first.")
+        places = [scene.number for scene in self._stack]
+        first = header.get("start")
+        if first is not None and (isinstance(first, bool) or first not in places):
+            raise RequestError("bad_request", f"start must be one of the scenes: {first!r:.80}")
+        start = 0 if first is None else places.index(first)
+        clicks, done = self._clicks(header, self._stack[start]), 0
+        try:
+            for done, seen in enumerate(self._backend.track(clicks, start), start=1):
+                self._sighting(header, seen, done)
+                next(control.between_frames(), None)
+                if control.accepted:
+                    break
+        except Accepted:
+            log.debug("accepted while waiting for pixels")
+        result = {"op": "result", "id": header["id"], "complete": done == len(places)}
+        self.send({**result, "objects": [], "parts": []})
+
+    def _sighting(self, header: Header, seen: Seen, done: int) -> None:
+        objects, sizes, payload = _pack(() if seen.found is None else (seen.found,))
+        message = {"op": "progress", "id": header["id"], "done": done, "objects": objects}
+        message.update(waiting=len(self._stack) - done, scene=self._stack[seen.number].number)
+        message.update(found_by=seen.found_by, agreement=seen.agreement, parts=sizes)
+        self.send(message, payload)
+
     def _progress(
         self, header: Header, step: Step, found: Sequence[Found], *, corrected: bool = False
     ) -> None:
@@ -373,10 +431,13 @@ class Worker:
             raise RequestError("no_scene", "no scene is open", "Send `open` first.")
         return self._scene
 
-    def _clicks(self, header: Header, *, correction: bool = False) -> Clicks:
+    def _clicks(
+        self, header: Header, scene: SceneInfo | None = None, *, correction: bool = False
+    ) -> Clicks:
         """The prompt of a request. A correction may consist of excluding clicks alone."""
+        scene = scene or self._scene
         try:
-            return Clicks.from_message(header.get("prompt"), self._scene, correction=correction)
+            return Clicks.from_message(header.get("prompt"), scene, correction=correction)
         except PromptError as error:
             raise RequestError("prompt", str(error)) from error
 
@@ -402,7 +463,7 @@ class Pace:
 
 OPS = (
     "hello", "load_model", "open", "preview", "follow", "everything", "restore", "pause", "resume",
-    "accept", "cancel", "correct", "pixels", "ping", "shutdown",
+    "accept", "cancel", "correct", "pixels", "ping", "shutdown", "open_stack", "track",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from geosam2.errors import GeoreferenceError, SourceError
 from geosam2.levels import Level, Window, ground_size, is_web_mercator, one_level, zoom_cell_size
 from geosam2.sources.bands import choose_bands
 from geosam2.sources.base import Raw, Source
-from geosam2.worker.backend import Found, Step
+from geosam2.worker.backend import Found, Seen, Step
 from geosam2.worker.jobs import Accepted
 from geosam2.worker.source import Bounds, Clicks, Reader, SceneInfo
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from geosam2.refine import Refining
     from geosam2.scene import Scene
     from geosam2.segmenter import FrameMask, Segmenter
+    from geosam2.tracking import Tracker
 
 DEFAULT = "rapid"
 STRIP = 2  # cells (8 px) at a window's border: a mask there goes on beyond it
@@ -57,6 +58,7 @@ class RealBackend:
         self._info: SceneInfo | None = None
         self._poll: Callable[[], None] = _nothing
         self._segmenter: Segmenter | None = None
+        self._tracker: Tracker | None = None
 
     def describe(self) -> dict[str, Any]:
         return {"device": None, "model": None}
@@ -156,6 +158,41 @@ class RealBackend:
                 found = tuple(self._found_in_table(row, chosen) for row in table.itertuples())
                 yield Step(done, total - done, found)
 
+    def open_stack(
+        self,
+        scenes: Sequence[SceneInfo],
+        dates: Sequence[str],
+        read: Reader,
+        poll: Callable[[], None],
+        options: dict[str, Any],
+    ) -> None:
+        from geosam2.cache import EmbeddingCache
+        from geosam2.masklet import PanOptions
+        from geosam2.stack import Stack
+        from geosam2.tracking import Tracker
+
+        self._poll = poll
+        if self._model is None:
+            self.load(None, None)
+        self._tracker = Tracker(
+            Stack(tuple(dates), tuple(open_client_scene(scene, read) for scene in scenes)),
+            self._model,
+            preset=self._preset,
+            cache=EmbeddingCache(folder=None),
+            options=PanOptions(max_frames=options.get("max_frames", 50)),
+        )
+
+    def track(self, clicks: Clicks, start: int) -> Iterator[Seen]:
+        from geosam2.prompts import Prompt
+
+        assert self._tracker is not None  # the worker refuses `track` before `open_stack`
+        crs, extra = self._tracker.stack.scenes[start].crs, {"model": self._tracker.model.name}
+        prompt = Prompt(clicks.points, clicks.labels, clicks.box, crs=crs)
+        for seen in self._tracker.follow(prompt, start):
+            agreement = None if math.isnan(seen.agreement) else round(seen.agreement, 4)
+            found = None if seen.masklet is None else _found_masklet(seen.masklet, extra)
+            yield Seen(seen.number, seen.found_by, agreement, found)
+
     # -- between the two worlds
 
     def _prompt(self, clicks: Clicks) -> Prompt:
@@ -220,18 +257,7 @@ class RealBackend:
 
     def found_masklet(self, masklet: Masklet) -> Found:
         """An object of many frames."""
-        from geosam2.vectorize import from_mosaic
-
-        outline = from_mosaic(masklet.mosaic)
-        return Found(
-            b"" if outline.is_empty else shapely.to_wkb(outline),
-            masklet.score,
-            masklet.stability,
-            len(masklet.open_edges),
-            len(masklet.frames),
-            masklet.level.cell_size,
-            self._figures(masklet.level),
-        )
+        return _found_masklet(masklet, self._figures(masklet.level))
 
     def _found_in_table(self, row: Any, level: Level) -> Found:
         return Found(
@@ -375,6 +401,21 @@ def open_client_scene(info: SceneInfo, read: Reader) -> Scene:
             raise SourceError(f"{info.path} is no file on this computer; let the client draw it")
         return open_scene(info.path)
     return Scene(ClientSource(info, read), asked_stretch="none")
+
+
+def _found_masklet(masklet: Masklet, extra: dict[str, Any]) -> Found:
+    from geosam2.vectorize import from_mosaic
+
+    outline = from_mosaic(masklet.mosaic)
+    return Found(
+        b"" if outline.is_empty else shapely.to_wkb(outline),
+        masklet.score,
+        masklet.stability,
+        len(masklet.open_edges),
+        len(masklet.frames),
+        masklet.level.cell_size,
+        extra,
+    )
 
 
 def _crs(text: str) -> CRS:

@@ -45,6 +45,8 @@ class SceneInfo:
     """A local file that the worker may read itself instead of asking the client."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else the client said (bands, stretch); for the reader of `path`."""
+    number: int = 0
+    """Which of the client's scenes, if there are many; pixels are asked for by it."""
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> SceneInfo:

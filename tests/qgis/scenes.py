@@ -51,19 +51,22 @@ def colours_xyz(x, y):
     return image
 
 
-def tif_pixels():
-    """The GeoTIFF's pixels."""
+def tif_pixels(dry=False):
+    """The GeoTIFF's pixels; with land where the pond was if it is dry."""
     x = ORIGIN[0] + (np.arange(SIDE) + 0.5) * CELL
     y = ORIGIN[1] - (np.arange(SIDE) + 0.5) * CELL
-    return colours_tif(x[None, :], y[:, None])
+    image = colours_tif(x[None, :], y[:, None])
+    if dry:
+        image[inside(x[None, :], y[:, None], POND)] = LAND
+    return image
 
 
-def write_tif(path):
+def write_tif(path, dry=False):
     """Write the GeoTIFF with GDAL."""
     from osgeo import gdal, osr
 
     gdal.UseExceptions()
-    pixels = tif_pixels()
+    pixels = tif_pixels(dry)
     data = gdal.GetDriverByName("GTiff").Create(str(path), SIDE, SIDE, 3, gdal.GDT_Byte)
     data.SetGeoTransform((ORIGIN[0], CELL, 0, ORIGIN[1], 0, -CELL))
     system = osr.SpatialReference()

@@ -60,7 +60,7 @@ class Feedback(QgsProcessingFeedback):
 
 def test_all_algorithms_are_there_with_help(provider):
     names = {a.name() for a in provider.algorithms()}
-    assert names == {"segmentraster", "segmentpoints", "enginestatus"}
+    assert names == {"segmentraster", "segmentpoints", "trackdates", "enginestatus"}
     for algorithm in provider.algorithms():
         assert algorithm.shortHelpString()
         assert not algorithm.icon().isNull()
@@ -160,6 +160,65 @@ def test_boxes(provider, raster):
     )
     (feature,) = done["OUTPUT"].getFeatures()
     assert feature.geometry().boundingBox().xMaximum() <= x + 18
+
+
+@pytest.fixture
+def dated(tmp_path, qgis_new_project):
+    """The GeoTIFF at three dates, in no order; at the second one the pond is dry."""
+    from qgis.core import QgsRasterLayer
+
+    layers = []
+    for name, dry in (("pond_2010", False), ("pond_1990", False), ("pond_2000", True)):
+        path = scenes.write_tif(tmp_path / f"{name}.tif", dry=dry)
+        layers.append(QgsRasterLayer(str(path), name))
+        QgsProject.instance().addMapLayer(layers[-1])
+    return layers
+
+
+def test_an_object_at_all_dates(provider, dated):
+    points = prompts("EPSG:32633", QgsGeometry.fromPointXY(QgsPointXY(*scenes.POND[:2])))
+    where = {"INPUT": dated, "PROMPTS": points, "OUTPUT": "TEMPORARY_OUTPUT"}
+    done = run("trackdates", where)
+    rows = {f["date"]: f for f in done["OUTPUT"].getFeatures()}
+    assert done["COUNT"] == 3
+    assert {date: f["found_by"] for date, f in rows.items()} == {
+        "1990": "prompt",  # the earliest, whatever the order of the layers
+        "2000": "absent",
+        "2010": "click",
+    }
+    for date in ("1990", "2010"):
+        assert rows[date]["area_m2"] == pytest.approx(math.pi * 100 * 60, rel=0.01)
+        assert rows[date]["source"].endswith(f"pond_{date}.tif")
+    assert not rows["2000"].hasGeometry()
+    assert rows["2000"]["area_m2"] == 0
+
+
+def test_the_layer_that_was_clicked_on_and_its_temporal_range(provider, dated):
+    from qgis.core import QgsDateTimeRange
+    from qgis.PyQt.QtCore import QDate, QDateTime, QTime
+
+    times = dated[0].temporalProperties()
+    begin = QDateTime(QDate(1985, 7, 1), QTime(0, 0))
+    times.setFixedTemporalRange(QgsDateTimeRange(begin, begin.addDays(30)))
+    times.setIsActive(True)
+    points = prompts("EPSG:32633", QgsGeometry.fromPointXY(QgsPointXY(*scenes.POND[:2])))
+    where = {"INPUT": dated, "PROMPTS": points, "OUTPUT": "TEMPORARY_OUTPUT"}
+    done = run("trackdates", {**where, "START": dated[1]})
+    dates = {f["date"]: f["found_by"] for f in done["OUTPUT"].getFeatures()}
+    assert dates == {"1990": "prompt", "2000": "absent", "1985-07-01": "click"}
+
+
+def test_stacks_that_are_none_are_refused(provider, dated):
+    points = prompts("EPSG:32633", QgsGeometry.fromPointXY(QgsPointXY(*scenes.POND[:2])))
+    where, feedback = {"PROMPTS": points, "OUTPUT": "TEMPORARY_OUTPUT"}, Feedback()
+    with pytest.raises(QgsProcessingException):
+        run("trackdates", {**where, "INPUT": dated[:2], "START": dated[2]}, feedback)
+    assert "pond_2000 is none of the layers of imagery." in feedback.said
+    with pytest.raises(QgsProcessingException, match="2 to 1000 dates, not 1"):
+        run("trackdates", {**where, "INPUT": dated[:1]})
+    dated[1].setName("pond_2010")
+    with pytest.raises(QgsProcessingException, match="two scenes are of 2010"):
+        run("trackdates", {**where, "INPUT": dated})
 
 
 def test_cancel_is_quick(provider, raster, plugin_settings):

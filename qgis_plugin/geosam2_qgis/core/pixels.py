@@ -95,6 +95,16 @@ def describe(layer):
     return Description(crs_text(crs), bounds, resolutions, origin, layer.name(), source, remote)
 
 
+def date_of(layer):
+    """When a raster layer is of: its fixed temporal range if it has one, else what it is called."""
+    times = layer.temporalProperties()
+    if times is not None and times.isActive():
+        begin = times.fixedTemporalRange().begin()
+        if begin.isValid():
+            return begin.date().toString("yyyy-MM-dd")
+    return layer.name()
+
+
 def _doubled(cell, extent):
     """cell, 2 cells, 4 cells ... until the whole layer fits into one small window."""
     side = max(extent.width(), extent.height())

@@ -95,6 +95,8 @@
 <translation>Ordner mit Wheels zur Installation ohne Netz (freiwillig)</translation></message>
 <message><source>Follow across the map</source>
 <translation>Über die Karte verfolgen</translation></message>
+<message><source>Follow objects through dates</source>
+<translation>Objekte durch die Zeit verfolgen</translation></message>
 <message><source>Following the object...</source>
 <translation>Das Objekt wird verfolgt ...</translation></message>
 <message><source>GeoSAM2</source>
@@ -117,12 +119,16 @@
 <translation>Bilddaten</translation></message>
 <message><source>Imagery is missing: {reason}</source>
 <translation>Bilddaten fehlen: {reason}</translation></message>
+<message><source>Imagery, a layer for each date</source>
+<translation>Bilder, ein Layer für jeden Zeitpunkt</translation></message>
 <message><source>Install PyTorch</source>
 <translation>PyTorch installieren</translation></message>
 <message><source>Install geosam2</source>
 <translation>geosam2 installieren</translation></message>
 <message><source>Install it there (pip install geosam2), or set up the engine.</source>
 <translation>Installieren Sie es dort (pip install geosam2) oder richten Sie den Rechenkern ein.</translation></message>
+<message><source>Layer on which the points or boxes were made (default: the earliest)</source>
+<translation>Layer, auf dem die Punkte oder Rechtecke gesetzt wurden (Vorgabe: der früheste)</translation></message>
 <message><source>Left click includes, right click excludes, drag draws a box, Enter accepts.</source>
 <translation>Linksklick schließt ein, Rechtsklick schließt aus, Ziehen ergibt einen Rahmen, Enter übernimmt.</translation></message>
 <message><source>Load the clicks of the selected object and change them.</source>
@@ -131,6 +137,8 @@
 <translation>Bitte ansehen: schwach bewertet oder am Rand abgeschnitten.</translation></message>
 <message><source>Looking...</source>
 <translation>Wird angesehen ...</translation></message>
+<message><source>Looks for each object, pointed at on one date, on imagery of other dates, and writes a polygon for each object and date; without a geometry where it was not seen. The layers need one coordinate system and one grid of pixels. A layer's date is its fixed temporal range if it has one, else the date in its name, else its name.</source>
+<translation>Sucht jedes Objekt, auf das zu einem Zeitpunkt gezeigt wurde, auf Bildern anderer Zeitpunkte und schreibt ein Polygon für jedes Objekt und jeden Zeitpunkt; ohne Geometrie, wo es nicht zu sehen war. Die Layer brauchen ein Koordinatensystem und ein gemeinsames Pixelraster. Der Zeitpunkt eines Layers ist sein fester Zeitbereich, falls er einen hat, sonst das Datum in seinem Namen, sonst der Name.</translation></message>
 <message><source>Make the environment</source>
 <translation>Umgebung anlegen</translation></message>
 <message><source>Makes one polygon for each feature of a layer: a point (or the points of a multipoint) is a click, a polygon or line is taken as a box. Objects that reach the border of a frame are followed across the imagery if wanted.</source>
@@ -319,6 +327,8 @@
 <translation>{file} ist nicht zu schreiben: {reason}</translation></message>
 <message><source>{file} exists already. Choose another name, or add the file to the project.</source>
 <translation>{file} gibt es schon. Wählen Sie einen anderen Namen oder fügen Sie die Datei dem Projekt hinzu.</translation></message>
+<message><source>{name} is none of the layers of imagery.</source>
+<translation>{name} ist keiner der Bild-Layer.</translation></message>
 <message><source>{percent} % of a window has no imagery. Nothing was written.</source>
 <translation>{percent} % eines Ausschnitts haben keine Bilddaten. Nichts wurde geschrieben.</translation></message>
 <message><source>{percent} % of a window has no imagery; it is left out.</source>

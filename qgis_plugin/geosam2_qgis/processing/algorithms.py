@@ -1,4 +1,4 @@
-"""The three algorithms as Processing sees them: names, help, parameters. `runs` does the work."""
+"""The four algorithms as Processing sees them: names, help, parameters. `runs` does the work."""
 
 from qgis.core import (
     QgsProcessing,
@@ -11,6 +11,7 @@ from qgis.core import (
     QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSink,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterLayer,
 )
@@ -21,9 +22,10 @@ Number = QgsProcessingParameterNumber.Type
 
 
 class Base(QgsProcessingAlgorithm):
-    """What the algorithms share: the raster, the level, the model, the sink."""
+    """What the algorithms share: imagery, the level, the model, the sink."""
 
-    INPUT, RESOLUTION, PRESET, MIN_AREA = "INPUT", "RESOLUTION", "PRESET", "MIN_AREA"
+    INPUT, PROMPTS, FOLLOW = "INPUT", "PROMPTS", "FOLLOW"
+    RESOLUTION, PRESET, MIN_AREA = "RESOLUTION", "PRESET", "MIN_AREA"
     OUTPUT, COUNT = "OUTPUT", "COUNT"
 
     def createInstance(self):
@@ -32,8 +34,19 @@ class Base(QgsProcessingAlgorithm):
     def helpUrl(self):
         return "https://github.com/geosam2/geosam2/blob/main/docs/qgis.md"
 
-    def add_common(self):
-        """Parameters that both segmenting algorithms have."""
+    def add_prompts(self):
+        """What the algorithms have that are told where to look."""
+        prompts = QgsProcessingParameterFeatureSource(
+            self.PROMPTS,
+            tr("Points or boxes"),
+            [QgsProcessing.SourceType.TypeVectorAnyGeometry],
+        )
+        follow = QgsProcessingParameterBoolean(self.FOLLOW, tr("Follow across the map"), True)
+        for parameter in (prompts, follow):
+            self.addParameter(parameter)
+
+    def add_sizes(self):
+        """What the algorithms have that look at one raster."""
         resolution = QgsProcessingParameterNumber(
             self.RESOLUTION,
             tr("Cell size in the raster's units (0: the raster's own)"),
@@ -41,33 +54,52 @@ class Base(QgsProcessingAlgorithm):
             0.0,
             minValue=0.0,
         )
-        preset = QgsProcessingParameterEnum(
-            self.PRESET, tr("Model"), [tr("Rapid"), tr("High resolution")], defaultValue=0
-        )
         area = QgsProcessingParameterNumber(
             self.MIN_AREA, tr("Smallest area in square metres"), Number.Double, 0.0, minValue=0.0
+        )
+        for parameter in (resolution, area):
+            self.addParameter(parameter)
+
+    def add_common(self):
+        """What all of them have."""
+        preset = QgsProcessingParameterEnum(
+            self.PRESET, tr("Model"), [tr("Rapid"), tr("High resolution")], defaultValue=0
         )
         sink = QgsProcessingParameterFeatureSink(
             self.OUTPUT, tr("Objects"), QgsProcessing.SourceType.TypeVectorPolygon
         )
-        for parameter in (resolution, preset, area, sink):
+        for parameter in (preset, sink):
             self.addParameter(parameter)
         self.addOutput(QgsProcessingOutputNumber(self.COUNT, tr("Number of objects")))
 
     def prepareAlgorithm(self, parameters, context, feedback):
-        """In the GUI thread: clone the layer, so that the background thread owns its copy."""
+        """In the GUI thread: clone the layers, so that the background thread owns its copies."""
+        layers = self.imagery(parameters, context)
+        if not layers or any(layer is None or not layer.isValid() for layer in layers):
+            raise QgsProcessingException(self.invalidRasterError(parameters, self.INPUT))
+        self.layers = [(layer.clone(), self.describe(layer)) for layer in layers]
+        self.crs = layers[0].crs()
+        return True
+
+    def imagery(self, parameters, context):
+        """The raster layers to look at."""
+        return [self.parameterAsRasterLayer(parameters, self.INPUT, context)]
+
+    def describe(self, layer):
+        """What the engine has to know of a layer."""
         from ..core import pixels
 
-        layer = self.parameterAsRasterLayer(parameters, self.INPUT, context)
-        if layer is None or not layer.isValid():
-            raise QgsProcessingException(self.invalidRasterError(parameters, self.INPUT))
-        self.layer, self.description = layer.clone(), pixels.describe(layer)
-        if self.description is None:
+        description = pixels.describe(layer)
+        if description is None:
             raise QgsProcessingException(
                 tr("The raster {name} has no coordinate system or no extent.", name=layer.name())
             )
-        self.crs = layer.crs()
-        return True
+        return description
+
+    @property
+    def description(self):
+        """Of the raster; of the first one if there are many."""
+        return self.layers[0][1]
 
 
 class SegmentRaster(Base):
@@ -91,6 +123,7 @@ class SegmentRaster(Base):
     def initAlgorithm(self, configuration=None):
         self.addParameter(QgsProcessingParameterRasterLayer(self.INPUT, tr("Imagery")))
         self.addParameter(QgsProcessingParameterExtent(self.EXTENT, tr("Extent"), optional=True))
+        self.add_sizes()
         self.add_common()
 
     def processAlgorithm(self, parameters, context, feedback):
@@ -101,8 +134,6 @@ class SegmentRaster(Base):
 
 class SegmentPrompts(Base):
     """One object per point or box of a vector layer."""
-
-    PROMPTS, FOLLOW = "PROMPTS", "FOLLOW"
 
     def name(self):
         return "segmentpoints"
@@ -119,22 +150,75 @@ class SegmentPrompts(Base):
 
     def initAlgorithm(self, configuration=None):
         self.addParameter(QgsProcessingParameterRasterLayer(self.INPUT, tr("Imagery")))
-        self.addParameter(
-            QgsProcessingParameterFeatureSource(
-                self.PROMPTS,
-                tr("Points or boxes"),
-                [QgsProcessing.SourceType.TypeVectorAnyGeometry],
-            )
-        )
-        self.addParameter(
-            QgsProcessingParameterBoolean(self.FOLLOW, tr("Follow across the map"), True)
-        )
+        self.add_prompts()
+        self.add_sizes()
         self.add_common()
 
     def processAlgorithm(self, parameters, context, feedback):
         from . import runs
 
         return runs.from_prompts(self, parameters, context, feedback)
+
+
+class TrackDates(Base):
+    """The objects of one date at all dates."""
+
+    START = "START"
+
+    def name(self):
+        return "trackdates"
+
+    def displayName(self):
+        return tr("Follow objects through dates")
+
+    def shortHelpString(self):
+        return tr(
+            "Looks for each object, pointed at on one date, on imagery of other dates, and writes a "
+            "polygon for each object and date; without a geometry where it was not seen. The "
+            "layers need one coordinate system and one grid of pixels. A layer's date is its "
+            "fixed temporal range if it has one, else the date in its name, else its name."
+        )
+
+    def initAlgorithm(self, configuration=None):
+        self.addParameter(
+            QgsProcessingParameterMultipleLayers(
+                self.INPUT,
+                tr("Imagery, a layer for each date"),
+                QgsProcessing.SourceType.TypeRaster,
+            )
+        )
+        self.addParameter(
+            QgsProcessingParameterRasterLayer(
+                self.START,
+                tr("Layer on which the points or boxes were made (default: the earliest)"),
+                optional=True,
+            )
+        )
+        self.add_prompts()
+        self.add_common()
+
+    def imagery(self, parameters, context):
+        return self.parameterAsLayerList(parameters, self.INPUT, context)
+
+    def prepareAlgorithm(self, parameters, context, feedback):
+        super().prepareAlgorithm(parameters, context, feedback)
+        from ..core import pixels
+
+        layers = self.imagery(parameters, context)
+        self.dates = [pixels.date_of(layer) for layer in layers]
+        start = self.parameterAsRasterLayer(parameters, self.START, context)
+        sources = [layer.source() for layer in layers]
+        if start is not None and start.source() not in sources:
+            raise QgsProcessingException(
+                tr("{name} is none of the layers of imagery.", name=start.name())
+            )
+        self.start = None if start is None else sources.index(start.source())
+        return True
+
+    def processAlgorithm(self, parameters, context, feedback):
+        from . import runs
+
+        return runs.through_dates(self, parameters, context, feedback)
 
 
 class EngineStatus(QgsProcessingAlgorithm):

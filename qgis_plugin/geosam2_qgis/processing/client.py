@@ -28,10 +28,15 @@ def fail(trouble):
 
 
 class Client:
-    """A context manager around one engine process."""
+    """A context manager around one engine process.
 
-    def __init__(self, feedback, layer=None, description=None):
-        self._feedback, self._layer, self._description = feedback, layer, description
+    Args:
+        feedback: Of the algorithm.
+        layers: (layer, description) of what the engine may ask pixels of, by its number.
+    """
+
+    def __init__(self, feedback, *layers):
+        self._feedback, self._layers = feedback, layers
         self._parser, self._waiting = protocol.MessageParser(), []
         self._number, self._log = 0, ""
         self._process = QProcess()
@@ -139,10 +144,11 @@ class Client:
 
     def _draw(self, header):
         bounds, size = tuple(header["bounds"]), (header["width"], header["height"])
-        data = draw(self._layer, bounds, *size)
+        layer, description = self._layers[header.get("scene", 0)]
+        data = draw(layer, bounds, *size)
         share = 0.0
-        if self._description.remote:
-            share = pixels.missing_share(data, bounds, self._description.bounds)
+        if description.remote:
+            share = pixels.missing_share(data, bounds, description.bounds)
         if share > pixels.MISSING_SHARE:
             self._feedback.pushWarning(
                 tr(

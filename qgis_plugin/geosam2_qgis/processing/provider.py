@@ -6,11 +6,11 @@ from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from ..core.i18n import tr
-from .algorithms import EngineStatus, SegmentPrompts, SegmentRaster
+from .algorithms import EngineStatus, SegmentPrompts, SegmentRaster, TrackDates
 
 
 class Provider(QgsProcessingProvider):
-    """Three algorithms: everything, from prompts, status."""
+    """Four algorithms: everything, from prompts, through dates, status."""
 
     def id(self):
         return "geosam2"
@@ -25,5 +25,5 @@ class Provider(QgsProcessingProvider):
         return QIcon(str(Path(__file__).parent.parent / "icons" / "geosam2.svg"))
 
     def loadAlgorithms(self):
-        for algorithm in (SegmentRaster, SegmentPrompts, EngineStatus):
+        for algorithm in (SegmentRaster, SegmentPrompts, TrackDates, EngineStatus):
             self.addAlgorithm(algorithm())

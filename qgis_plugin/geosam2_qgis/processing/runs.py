@@ -13,21 +13,27 @@ from qgis.core import (
     QgsWkbTypes,
 )
 
+from ..compat import field
 from ..core import output, settings
 from ..core.i18n import tr
 from ..core.session import shapes
 from .client import Client, Stopped
 
 PRESETS = ("rapid", "high-res")
+DATED = (("object", "int"), ("date", "text"), ("found_by", "text"), ("agreement", "real"))
 
 
 class Writer:
-    """The output layer of an algorithm; leaves out what is smaller than the user wants."""
+    """The output layer of an algorithm; leaves out what is smaller than the user wants.
 
-    def __init__(self, algorithm, parameters, context):
+    Args:
+        more: Fields beside the usual ones.
+    """
+
+    def __init__(self, algorithm, parameters, context, more=()):
         self._algorithm = algorithm
         self._fields = QgsFields()
-        for item in output.new_fields():
+        for item in [*output.new_fields(), *more]:
             self._fields.append(item)
         self._sink, self.name = algorithm.parameterAsSink(
             parameters, algorithm.OUTPUT, context, self._fields, QgsWkbTypes.Type.MultiPolygon,
@@ -36,47 +42,58 @@ class Writer:
         if self._sink is None:
             text = algorithm.invalidSinkError(parameters, algorithm.OUTPUT)
             raise QgsProcessingException(text)
-        self._smallest = algorithm.parameterAsDouble(parameters, algorithm.MIN_AREA, context)
+        self._smallest = 0.0
+        if algorithm.parameterDefinition(algorithm.MIN_AREA):
+            self._smallest = algorithm.parameterAsDouble(parameters, algorithm.MIN_AREA, context)
         self._thresholds = settings.get("minScore"), settings.get("minStability")
         self.count = 0
 
-    def add(self, shape, prompt=None):
-        """Write one object, if it is large enough."""
+    def add(self, shape, prompt=None, **more):
+        """Write one object, if it is large enough; `more` are values of further fields."""
         area = output.ellipsoidal_area(shape.geometry, self._algorithm.crs)
-        if area < self._smallest:
-            return
-        feature = self._feature(shape, prompt, area)
+        if area >= self._smallest:
+            shape.geometry.convertToMultiType()
+            self._write(self._values(shape.figures, prompt, area) | more, shape.geometry)
+
+    def add_unseen(self, **values):
+        """Write a row without a geometry."""
+        self._write(values)
+
+    def _write(self, values, geometry=None):
+        feature = QgsFeature(self._fields)
+        if geometry is not None:
+            feature.setGeometry(geometry)
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        for name, value in {"id": self.count + 1, "created": now, **values}.items():
+            feature[name] = value
         if not self._sink.addFeature(feature, QgsFeatureSink.Flag.FastInsert):
             raise QgsProcessingException(tr("The output refused an object."))
         self.count += 1
 
-    def _feature(self, shape, prompt, area):
-        description, figures = self._algorithm.description, shape.figures
-        values = {
-            "id": self.count + 1, "score": figures.get("score"),
-            "stability": figures.get("stability"), "area_m2": area,
+    def _values(self, figures, prompt, area):
+        description = self._algorithm.description
+        return {
+            "score": figures.get("score"), "stability": figures.get("stability"), "area_m2": area,
             "frames": figures.get("frames"), "open_edges": figures.get("open_edges"),
             "cell_size": figures.get("cell"), "review": output.judge(figures, *self._thresholds),
             "model": figures.get("model"), "source": description.source,
             "prompt": json.dumps({**prompt, "crs": description.crs}) if prompt else None,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }  # fmt: skip
-        shape.geometry.convertToMultiType()
-        feature = QgsFeature(self._fields)
-        feature.setGeometry(shape.geometry)
-        for name, value in values.items():
-            feature[name] = value
-        return feature
 
     def results(self):
         """What the algorithm returns."""
         return {self._algorithm.OUTPUT: self.name, self._algorithm.COUNT: self.count}
 
 
-def _open(client, algorithm, parameters, context):
-    """Load the model and open the raster."""
+def _load(client, algorithm, parameters, context):
+    """Load the model."""
     preset = PRESETS[algorithm.parameterAsEnum(parameters, algorithm.PRESET, context)]
     client.call("load_model", model=preset, device=settings.get("device") or None)
+
+
+def _open(client, algorithm, parameters, context):
+    """Load the model and open the raster."""
+    _load(client, algorithm, parameters, context)
     client.call("open", scene=algorithm.description.message())
 
 
@@ -109,7 +126,7 @@ def everything(algorithm, parameters, context, feedback):
         feedback.setProgress(100 * done / max(1, done + waiting))
 
     try:
-        with Client(feedback, algorithm.layer, algorithm.description) as client:
+        with Client(feedback, *algorithm.layers) as client:
             _open(client, algorithm, parameters, context)
             level = _level(algorithm, parameters, context)
             options = {"enlarge": _enlarge(algorithm, parameters, context)}
@@ -135,43 +152,98 @@ def _bounds(algorithm, parameters, context):
 
 def from_prompts(algorithm, parameters, context, feedback):
     """One object for each feature of a layer."""
-    source = algorithm.parameterAsSource(parameters, algorithm.PROMPTS, context)
-    if source is None:
-        text = algorithm.invalidSourceError(parameters, algorithm.PROMPTS)
-        raise QgsProcessingException(text)
+    prompts = _prompts(algorithm, parameters, context)
     writer = Writer(algorithm, parameters, context)
-    transform = QgsCoordinateTransform(source.sourceCrs(), algorithm.crs, QgsProject.instance())
-    follow = algorithm.parameterAsBool(parameters, algorithm.FOLLOW, context)
     how = {
         "level": _level(algorithm, parameters, context),
-        "options": {"max_frames": settings.get("maxFrames") if follow else 1},
+        "options": _limits(algorithm, parameters, context),
     }
-    total = max(1, source.featureCount())
+
+    def segment(client, prompt, number):
+        header, payload = client.call("follow", prompt=prompt, **how)
+        for shape in shapes(header, payload)[:1]:
+            writer.add(shape, prompt)
+
     try:
-        with Client(feedback, algorithm.layer, algorithm.description) as client:
+        with Client(feedback, *algorithm.layers) as client:
             _open(client, algorithm, parameters, context)
-            for number, feature in enumerate(source.getFeatures()):
-                geometry = feature.geometry()
-                if not geometry.isEmpty():
-                    geometry.transform(transform)
-                    _segment(client, writer, feedback, feature.id(), prompt_of(geometry), how)
-                feedback.setProgress(100 * (number + 1) / total)
+            for place, (number, prompt) in enumerate(prompts, 1):
+                _try(segment, client, prompt, number, feedback)
+                feedback.setProgress(100 * place / len(prompts))
     except Stopped:
         feedback.pushInfo(tr("Stopped after {count} objects.", count=writer.count))
     return writer.results()
 
 
-def _segment(client, writer, feedback, number, prompt, how):
-    """Write the object of one prompt; a prompt that cannot be used is reported and skipped."""
+def through_dates(algorithm, parameters, context, feedback):
+    """The object of each feature of a layer, at all dates."""
+    prompts = _prompts(algorithm, parameters, context)
+    writer = Writer(algorithm, parameters, context, [field(*one) for one in DATED])
+    descriptions = [description for _, description in algorithm.layers]
+    limits, total = _limits(algorithm, parameters, context), len(prompts) * len(descriptions)
+
+    def track(client, prompt, number):
+        def seen(header, payload):
+            row = {"object": number, "date": dates[header["scene"]], "found_by": header["found_by"]}
+            row.update(agreement=header["agreement"], source=descriptions[header["scene"]].source)
+            _write_sighting(writer, header, payload, prompt, row)
+            feedback.setProgress(100 * writer.count / total)
+
+        client.call("track", seen, prompt=prompt, start=algorithm.start)
+
     try:
-        header, payload = client.call("follow", prompt=prompt, **how)
+        with Client(feedback, *algorithm.layers) as client:
+            _load(client, algorithm, parameters, context)
+            scenes = [description.message() for description in descriptions]
+            names = algorithm.dates
+            opened, _ = client.call("open_stack", scenes=scenes, dates=names, options=limits)
+            dates = dict(zip(opened["order"], opened["dates"]))
+            for number, prompt in prompts:
+                _try(track, client, prompt, number, feedback)
+    except Stopped:
+        feedback.pushInfo(tr("Stopped after {count} objects.", count=writer.count))
+    return writer.results()
+
+
+def _write_sighting(writer, header, payload, prompt, row):
+    """A row for one date, with the outline if the object was found."""
+    found = shapes(header, payload)
+    if found:
+        writer.add(found[0], prompt, **row)
+    else:
+        writer.add_unseen(**row, area_m2=0.0 if header["found_by"] == "absent" else None)
+
+
+def _try(work, client, prompt, number, feedback):
+    """Do something for one prompt; one that cannot be used is reported and skipped."""
+    try:
+        work(client, prompt, number)
     except QgsProcessingException as error:
         if not client.alive:
             raise
         feedback.pushWarning(f"{number}: {error}")
-        return
-    for shape in shapes(header, payload)[:1]:
-        writer.add(shape, prompt)
+
+
+def _prompts(algorithm, parameters, context):
+    """(feature id, prompt) of each feature that has a geometry, in the imagery's system."""
+    source = algorithm.parameterAsSource(parameters, algorithm.PROMPTS, context)
+    if source is None:
+        text = algorithm.invalidSourceError(parameters, algorithm.PROMPTS)
+        raise QgsProcessingException(text)
+    transform = QgsCoordinateTransform(source.sourceCrs(), algorithm.crs, QgsProject.instance())
+    found = []
+    for feature in source.getFeatures():
+        geometry = feature.geometry()
+        if not geometry.isEmpty():
+            geometry.transform(transform)
+            found.append((feature.id(), prompt_of(geometry)))
+    return found
+
+
+def _limits(algorithm, parameters, context):
+    """How far objects are followed."""
+    follow = algorithm.parameterAsBool(parameters, algorithm.FOLLOW, context)
+    return {"max_frames": settings.get("maxFrames") if follow else 1}
 
 
 def prompt_of(geometry):
