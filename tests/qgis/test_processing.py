@@ -206,6 +206,16 @@ def test_the_layer_that_was_clicked_on_and_its_temporal_range(provider, dated):
     done = run("trackdates", {**where, "START": dated[1]})
     dates = {f["date"]: f["found_by"] for f in done["OUTPUT"].getFeatures()}
     assert dates == {"1990": "prompt", "2000": "absent", "1985-07-01": "click"}
+    begins = {f["date"]: f["begin"].toString("yyyy-MM-dd") for f in done["OUTPUT"].getFeatures()}
+    assert begins == {"1990": "1990-01-01", "2000": "2000-01-01", "1985-07-01": "1985-07-01"}
+    assert done["OUTPUT"].fields().names()[:5] == ["id", "object", "date", "begin", "found_by"]
+
+
+def test_names_that_are_no_dates_have_no_begin():
+    from geosam2_qgis.processing.runs import begin_of
+
+    assert begin_of("before") is None
+    assert begin_of("2020-03").toString("yyyy-MM-dd") == "2020-03-01"
 
 
 def test_stacks_that_are_none_are_refused(provider, dated):

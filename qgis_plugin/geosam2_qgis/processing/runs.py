@@ -1,6 +1,7 @@
 """The work of the algorithms, in Processing's background thread."""
 
 import json
+import re
 from datetime import datetime, timezone
 
 from qgis.core import (
@@ -12,6 +13,7 @@ from qgis.core import (
     QgsProject,
     QgsWkbTypes,
 )
+from qgis.PyQt.QtCore import QDate, QDateTime, QTime
 
 from ..compat import field
 from ..core import output, settings
@@ -20,20 +22,24 @@ from ..core.session import shapes
 from .client import Client, Stopped
 
 PRESETS = ("rapid", "high-res")
-DATED = (("object", "int"), ("date", "text"), ("found_by", "text"), ("agreement", "real"))
+DATED = (
+    ("object", "int"), ("date", "text"), ("begin", "datetime"), ("found_by", "text"),
+    ("agreement", "real"),
+)  # fmt: skip
 
 
 class Writer:
     """The output layer of an algorithm; leaves out what is smaller than the user wants.
 
     Args:
-        more: Fields beside the usual ones.
+        more: Fields between the id and the other usual ones.
     """
 
     def __init__(self, algorithm, parameters, context, more=()):
         self._algorithm = algorithm
         self._fields = QgsFields()
-        for item in [*output.new_fields(), *more]:
+        number, *usual = output.new_fields()
+        for item in (number, *more, *usual):
             self._fields.append(item)
         self._sink, self.name = algorithm.parameterAsSink(
             parameters, algorithm.OUTPUT, context, self._fields, QgsWkbTypes.Type.MultiPolygon,
@@ -184,8 +190,10 @@ def through_dates(algorithm, parameters, context, feedback):
 
     def track(client, prompt, number):
         def seen(header, payload):
-            row = {"object": number, "date": dates[header["scene"]], "found_by": header["found_by"]}
-            row.update(agreement=header["agreement"], source=descriptions[header["scene"]].source)
+            date = dates[header["scene"]]
+            row = {"object": number, "date": date, "begin": begin_of(date)}
+            row.update(found_by=header["found_by"], agreement=header["agreement"])
+            row["source"] = descriptions[header["scene"]].source
             _write_sighting(writer, header, payload, prompt, row)
             feedback.setProgress(100 * writer.count / total)
 
@@ -203,6 +211,15 @@ def through_dates(algorithm, parameters, context, feedback):
     except Stopped:
         feedback.pushInfo(tr("Stopped after {count} objects.", count=writer.count))
     return writer.results()
+
+
+def begin_of(date):
+    """The first moment of a date such as 1985 or 2020-03, for the map's time slider; else None."""
+    known = re.fullmatch(r"(\d{4})(?:-(\d\d))?(?:-(\d\d))?", date)
+    if known is None:
+        return None
+    year, month, day = (int(part or 1) for part in known.groups())
+    return QDateTime(QDate(year, month, day), QTime(0, 0))
 
 
 def _write_sighting(writer, header, payload, prompt, row):
