@@ -159,12 +159,19 @@ def corrections_of(
 
     Raises:
         OptionError: If there is no such date.
-        PromptError: If one is for no object, or for the date at which the object was clicked.
+        PromptError: If one is no prompt, is for no object, or for a date at which the object has
+            been pointed at.
     """
     found: dict[int, dict[int, Prompt]] = {prompt.object_id: {} for prompt in prompts}
     for date, given in corrections.items():
         number = stack.number(date)
-        for prompt in [given] if isinstance(given, Prompt) else given:
+        several = [given] if isinstance(given, Prompt) else given
+        if not isinstance(several, Sequence) or not all(isinstance(x, Prompt) for x in several):
+            raise PromptError(
+                f"the correction at {stack.dates[number]} is {given!r:.60}: give a Prompt, as "
+                "Prompt([(x, y)]), or a list of them"
+            )
+        for prompt in several:
             if number == start or number in found.get(prompt.object_id, {}):
                 raise PromptError(
                     f"object {prompt.object_id} has two prompts at {stack.dates[number]}: put all "

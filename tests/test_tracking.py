@@ -203,6 +203,8 @@ def test_corrections_that_cannot_be_meant_are_refused(tmp_path):
         ({0: told}, PromptError, "object 1 has two prompts at 2001"),
         ({1: told, "2002": told}, PromptError, "object 1 has two prompts at 2002"),
         ({"1999": told}, OptionError, "no date '1999'"),
+        ({1: (5, 6)}, PromptError, "correction at 2002 is .5, 6.: give a Prompt"),
+        ({1: 5}, PromptError, "correction at 2002 is 5: give a Prompt"),
         ({1: Prompt(told.points, object_id=3)}, PromptError, "object 3, and there is 1: give its"),
         ({1: Prompt(told.points, (0,))}, PromptError, "at least one point on the object"),
     ):
