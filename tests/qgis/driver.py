@@ -354,7 +354,7 @@ def install_from_zip():
     assert len(window.findChildren(QDockWidget, "geosam2Dock")) == 1
     assert any(a.menu() and a.text() == "GeoSAM2" for a in iface.rasterMenu().actions())
     provider = QgsApplication.processingRegistry().providerById("geosam2")
-    assert len(provider.algorithms()) == 3
+    assert len(provider.algorithms()) == 4
     heavy = {"torch", "rasterio", "geosam2", "geosam2_model"} & set(sys.modules)
     assert not heavy, heavy
     load = float(str(figures["load_ms"]).rstrip("s"))
@@ -867,7 +867,7 @@ def reload_five_times():
     assert len(window.findChildren(QDockWidget, "geosam2Dock")) == 1
     assert len([a for a in iface.rasterMenu().actions() if a.text() == "GeoSAM2"]) == 1
     assert len([s for s in window.children() if s.objectName() == "geosam2Escape"]) == 1
-    assert len(QgsApplication.processingRegistry().providerById("geosam2").algorithms()) == 3
+    assert len(QgsApplication.processingRegistry().providerById("geosam2").algorithms()) == 4
     click_works = QgsRasterLayer(SETUP["tif"], "scene")
     fresh(click_works)
     yield from view(500000, 5300000, 500600, 5300600)
