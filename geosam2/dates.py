@@ -32,3 +32,12 @@ def chronological(dates: Sequence[str]) -> list[int]:
     """
     places = range(len(dates))
     return sorted(places, key=dates.__getitem__) if all(map(_DATE.match, dates)) else list(places)
+
+
+def repeated(dates: Sequence[str]) -> str | None:
+    """The first date that stands there twice; None if each is alone.
+
+    >>> repeated(["1985", "1990", "1985"]), repeated(["1985", "1990"])
+    ('1985', None)
+    """
+    return next((date for date in dates if dates.count(date) > 1), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from geosam2.dates import chronological, date_in
+from geosam2.dates import chronological, date_in, repeated
 from geosam2.errors import GeoreferenceError, OptionError, SourceError
 from geosam2.scene import Scene, open_scene
 from geosam2.zoom import ladder
@@ -36,8 +36,7 @@ class Stack:
             raise OptionError(f"a stack of {len(self.scenes)} dates: give at least two scenes")
         if len(self.dates) != len(self.scenes):
             raise OptionError(f"{len(self.dates)} dates= for {len(self.scenes)} scenes: one each")
-        twice = next((date for date in self.dates if self.dates.count(date) > 1), None)
-        if twice is not None:
+        if (twice := repeated(self.dates)) is not None:
             raise OptionError(f"two scenes are of {twice!r}: tell them apart with dates=")
         for scene in self.scenes[1:]:
             self._check_grid(scene)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import geosam2
-from geosam2.dates import chronological, date_in
+from geosam2.dates import chronological, date_in, repeated
 from geosam2.errors import GeoSAM2Error, PromptError, SourceError
 from geosam2.worker import protocol
 from geosam2.worker.backend import Backend, Follower, Found, Seen, Step
@@ -375,8 +375,7 @@ class Worker:
         if not isinstance(names, list) or len(names) != len(raw):
             raise SourceError(f"open_stack needs dates, a name for each scene: {names!r:.80}")
         dates = [date_in(str(name)) or str(name)[:200] for name in names]
-        twice = next((date for date in dates if dates.count(date) > 1), None)
-        if twice is not None:
+        if (twice := repeated(dates)) is not None:
             raise SourceError(f"two scenes are of {twice}: give each a date or name of its own")
         order = chronological(dates)
         infos = [replace(SceneInfo.from_message(one), number=n) for n, one in enumerate(raw)]

@@ -204,7 +204,7 @@ class TrackDates(Base):
         super().prepareAlgorithm(parameters, context, feedback)
         from ..core import pixels
 
-        layers = self.imagery(parameters, context)
+        layers = self.imagery(parameters, context)  # clones do not carry the temporal range
         self.dates = [pixels.date_of(layer) for layer in layers]
         start = self.parameterAsRasterLayer(parameters, self.START, context)
         sources = [layer.source() for layer in layers]
